@@ -1,0 +1,17 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace slipstream {
+
+// Each adds one area of slipstream._core; module.cc calls them all.
+
+// Token tables, detokenizing, stop matching and word lists.
+void BindText(pybind11::module_& m);
+
+// The Engine, its configuration, step plans and results.
+void BindEngine(pybind11::module_& m);
+
+}  // namespace slipstream

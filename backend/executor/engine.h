@@ -1,0 +1,109 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <queue>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "executor/engine_config.h"
+#include "executor/event.h"
+#include "executor/executor_metrics.h"
+#include "executor/scheduler.h"
+#include "executor/sequence.h"
+#include "executor/step.h"
+#include "executor/token_table.h"
+
+namespace slipstream {
+
+// Everything the Executor decides, without a thread, a clock or a worker: calls go in, plans and
+// events come out. Deterministic: the same calls give the same plans. The Executor's thread drives
+// it in service; tests and simulations drive it directly.
+class Engine {
+ public:
+  Engine(const ExecutorConfig& config, const WorkerInfo& worker,
+         std::shared_ptr<const TokenTable> token_table);
+  ~Engine();
+
+  const RequestLimits& limits() const { return limits_; }
+
+  // Admission control, then the queue. kUnavailable names the limit that is reached.
+  Status Submit(RequestId id, Request request, TimeNs now);
+  // The terminal event of a request that was accepted elsewhere but cannot be queued after all.
+  void Refuse(RequestId id, std::shared_ptr<ClientContext> context, const Status& why);
+  // Ends a request for an outside reason; false if it is unknown or already ended.
+  bool Finish(RequestId id, FinishReason reason, const Status& why, TimeNs now);
+  void FinishByClientId(const std::string& client_id, TimeNs now);
+  void FinishAll(FinishReason reason, const Status& why, TimeNs now);
+  void ExpireDeadlines(TimeNs now);
+  TimeNs next_deadline() const;
+
+  // The next step; false when nothing can run or pipeline_depth steps are in flight. The plan must
+  // be sent: the Engine counts it as in flight.
+  bool BuildStep(TimeNs now, StepPlan* plan);
+  // The answer to the oldest step in flight. An error means that the worker does not do what it was
+  // asked: treat it as lost.
+  Status OnResult(const StepResult& result, TimeNs now);
+  // Steps in flight and all KV are gone; every live sequence will be computed again from its tokens.
+  // One that was in flight at more than max_restarts losses in a row, without a token in between,
+  // ends with the error `why`.
+  void OnWorkerLost(const Status& why, TimeNs now);
+
+  std::vector<Event> TakeEvents();
+  bool has_events() const { return !events_.empty(); }
+
+  int32_t steps_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
+  int32_t live_requests() const { return static_cast<int32_t>(requests_.size()); }
+  bool idle() const { return requests_.empty() && in_flight_.empty(); }
+  void FillMetrics(MetricsSnapshot* snapshot) const;
+  MetricsSnapshot& counters() { return counters_; }
+  void set_kv_event_sink(std::function<void(const PrefixTree::KvEvent&)> sink) {
+    scheduler_.kv().tree().set_event_sink(std::move(sink));
+  }
+
+  // Empty when every invariant holds, else the first that does not.
+  std::string CheckIntegrity() const;
+
+ private:
+  struct StepRecord {
+    uint64_t step_id = 0;
+    std::vector<ScheduledEntry> entries;
+  };
+  struct Cursor;  // where in a StepResult's arrays the next sequence's data begin
+
+  Status CheckShape(const StepRecord& record, const StepResult& result) const;
+  void ApplyEntry(const ScheduledEntry& entry, const StepResult& result, size_t i, Cursor* cursor,
+                  TimeNs now);
+  void AcceptToken(Sequence* sequence, const StepResult& result, size_t i, const Cursor& cursor,
+                   const float* logits, TimeNs now);
+  void FinishSequence(Sequence* sequence, FinishReason reason, const Status& why, TimeNs now);
+  void EmitEvent(Sequence* sequence, FinishReason reason);
+  void ReleaseIfDone(Sequence* sequence);
+  void DropIfDone(RequestState* request);
+  void NoteStep(const StepRecord& record);
+  void ObserveToken(Sequence* sequence, TimeNs now);
+
+  const ExecutorConfig config_;
+  const int32_t vocab_size_;
+  RequestLimits limits_;
+  std::shared_ptr<const TokenTable> token_table_;
+  Scheduler scheduler_;
+  std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
+  std::unordered_multimap<std::string, RequestId> by_client_id_;
+  std::deque<StepRecord> in_flight_;
+  std::vector<std::vector<ScheduledEntry>> spare_entries_;  // capacity to reuse
+  using Deadline = std::pair<TimeNs, RequestId>;
+  std::priority_queue<Deadline, std::vector<Deadline>, std::greater<>> deadlines_;
+  std::vector<Event> events_;
+  uint64_t next_step_ = 1;
+  uint64_t next_order_ = 1;
+  MetricsSnapshot counters_;
+};
+
+}  // namespace slipstream

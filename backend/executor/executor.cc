@@ -1,0 +1,388 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "executor/executor.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+namespace slipstream {
+namespace {
+
+constexpr TimeNs kMillisecond = 1000000;
+constexpr int kMaxBackOffMs = 10000;
+constexpr int kMaxWaitMs = 1000;  // no sleep is longer
+
+TimeNs Now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<TimeNs>(t.tv_sec) * 1000000000 + t.tv_nsec;
+}
+
+}  // namespace
+
+const char* HealthName(Health health) {
+  switch (health) {
+    case Health::kStarting: return "starting";
+    case Health::kReady: return "ready";
+    case Health::kRecovering: return "recovering";
+    case Health::kDraining: return "draining";
+    case Health::kDead: return "dead";
+    case Health::kStopped: return "stopped";
+  }
+  return "";
+}
+
+// What other threads leave for the executor's, and what it publishes for them.
+struct Executor::Inbox {
+  struct Submission {
+    RequestId id;
+    Request request;
+    TimeNs arrival;
+  };
+  struct Contents {
+    std::vector<Submission> submissions;
+    std::vector<RequestId> cancels;
+    std::vector<std::string> client_cancels;
+    std::optional<Status> restarted;  // from the restart thread
+  };
+
+  std::mutex mutex;
+  Contents contents;          // guarded by mutex
+  bool closed = false;        // guarded by mutex: no more submissions
+  Status closed_why;          // guarded by mutex
+  bool drain = false;         // guarded by mutex
+  TimeNs drain_deadline = kNever;  // guarded by mutex
+  int32_t waiting = 0;        // guarded by mutex: in the engine's queue or in `contents`
+  int64_t waiting_tokens = 0;  // guarded by mutex: likewise
+  uint64_t rejected = 0;      // guarded by mutex
+  MetricsSnapshot metrics;    // guarded by mutex
+};
+
+Executor::Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink)
+    : config_(config),
+      port_(std::move(port)),
+      sink_(sink),
+      inbox_(std::make_unique<Inbox>()),
+      wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
+
+StatusOr<std::unique_ptr<Executor>> Executor::Create(const ExecutorConfig& config,
+                                                     std::unique_ptr<WorkerPort> port,
+                                                     EventSink* sink,
+                                                     const WorkerPort::Progress& progress) {
+  std::unique_ptr<Executor> executor(new Executor(config, std::move(port), sink));
+  const Status loaded = executor->Load(progress);
+  if (!loaded.ok()) return loaded;
+  executor->health_.store(Health::kReady, std::memory_order_release);
+  executor->thread_ = std::thread(&Executor::Run, executor.get());
+  return executor;
+}
+
+Executor::~Executor() {
+  Shutdown(/*drain=*/false, 0);
+  if (wake_fd_ >= 0) close(wake_fd_);
+}
+
+Status Executor::Load(const WorkerPort::Progress& progress) {
+  if (wake_fd_ < 0) return Status::Internal("eventfd: out of file descriptors");
+  auto info = port_->Start(progress);
+  if (!info.ok()) return info.status();
+  worker_info_ = std::move(*info);
+  if (!worker_info_.token_table.empty()) {
+    auto table = TokenTable::FromMsgpack(worker_info_.token_table);
+    if (!table.ok()) return table.status();
+    token_table_ = std::move(*table);
+  }
+  engine_ = std::make_unique<Engine>(config_, worker_info_, token_table_);
+  limits_ = engine_->limits();
+  PublishMetrics();
+  return Status::Ok();
+}
+
+StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
+  if (!spec.sampling.has_seed) spec.sampling.seed = RandomSeed();
+  auto request = Request::Create(std::move(spec), limits_);
+  if (!request.ok()) return request.status();
+  const int32_t n = request->spec().num_return_sequences;
+  const int64_t tokens = int64_t{n} * request->prompt_len();
+  const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    Inbox& in = *inbox_;
+    if (in.closed) return in.closed_why;
+    const auto full = [&](int64_t have, const char* unit, const char* option, int64_t limit) {
+      ++in.rejected;
+      return Status::Unavailable("the queue is full: " + std::to_string(have) + " " + unit +
+                                 " wait, " + option + " is " + std::to_string(limit));
+    };
+    if (config_.max_queue_requests > 0 && in.waiting + n > config_.max_queue_requests) {
+      return full(in.waiting, "sequences", "max_queue_requests", config_.max_queue_requests);
+    }
+    if (config_.max_queue_tokens > 0 && in.waiting_tokens + tokens > config_.max_queue_tokens) {
+      return full(in.waiting_tokens, "prompt tokens", "max_queue_tokens",
+                  config_.max_queue_tokens);
+    }
+    in.waiting += n;
+    in.waiting_tokens += tokens;
+    in.contents.submissions.push_back({id, std::move(*request), Now()});
+  }
+  Wake();
+  return RequestHandle{id};
+}
+
+void Executor::Cancel(RequestHandle handle) {
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    inbox_->contents.cancels.push_back(handle.id);
+  }
+  Wake();
+}
+
+void Executor::CancelByClientId(const std::string& client_id) {
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    inbox_->contents.client_cancels.push_back(client_id);
+  }
+  Wake();
+}
+
+void Executor::Shutdown(bool drain, TimeNs deadline) {
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    inbox_->closed = true;
+    if (inbox_->closed_why.ok()) inbox_->closed_why = Status::Unavailable("shutting down");
+    inbox_->drain = true;
+    inbox_->drain_deadline = drain ? deadline : 0;
+  }
+  Health ready = Health::kReady;
+  health_.compare_exchange_strong(ready, Health::kDraining);
+  if (!drain) port_->Interrupt();
+  Wake();
+  if (thread_.joinable()) thread_.join();
+  port_->Stop();
+  health_.store(Health::kStopped, std::memory_order_release);
+}
+
+MetricsSnapshot Executor::Metrics() const {
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  MetricsSnapshot m = inbox_->metrics;
+  m.requests_rejected += inbox_->rejected;
+  return m;
+}
+
+void Executor::Wake() {
+  const uint64_t one = 1;
+  const ssize_t ignored = write(wake_fd_, &one, sizeof one);  // full means: it will wake anyway
+  (void)ignored;
+}
+
+// The order matters for latency: the next step is on its way before anybody hears of the last one.
+void Executor::Run() {
+  for (;;) {
+    const TimeNs now = Now();
+    DrainInbox(now);
+    engine_->ExpireDeadlines(now);
+    if (recovery_ == Recovery::kNone) {
+      PumpResults();
+      SendSteps();
+      CheckWatchdog(now);
+    } else {
+      AdvanceRecovery(now);
+    }
+    PublishMetrics();
+    PublishEvents();
+    if (ShouldExit(now)) break;
+    WaitForWork();
+  }
+  if (restart_thread_.joinable()) {
+    port_->Interrupt();
+    restart_thread_.join();
+  }
+}
+
+void Executor::DrainInbox(TimeNs now) {
+  Inbox::Contents contents;
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    std::swap(contents, inbox_->contents);
+  }
+  for (Inbox::Submission& s : contents.submissions) {
+    const auto context = s.request.spec().context;
+    const Status status = engine_->Submit(s.id, std::move(s.request), s.arrival);
+    // Preemptions may have filled the queue since Submit() looked.
+    if (!status.ok()) engine_->Refuse(s.id, context, status);
+  }
+  if (health() == Health::kDead) {
+    engine_->FinishAll(FinishReason::kError, Status::Unavailable(last_failure_), now);
+  }
+  for (const RequestId id : contents.cancels) {
+    engine_->Finish(id, FinishReason::kCancelled, Status::Cancelled("the request was cancelled"),
+                    now);
+  }
+  for (const std::string& id : contents.client_cancels) engine_->FinishByClientId(id, now);
+  if (contents.restarted) OnRestarted(*contents.restarted);
+}
+
+void Executor::PumpResults() {
+  std::string why;
+  for (;;) {
+    switch (port_->Receive(&result_, &why)) {
+      case WorkerPort::Reply::kNone:
+        return;
+      case WorkerPort::Reply::kFailed:
+        return OnWorkerFailure(why);
+      case WorkerPort::Reply::kResult: {
+        const Status status = engine_->OnResult(result_, Now());
+        if (!status.ok()) return OnWorkerFailure(status.message());
+        sent_at_.pop_front();
+        consecutive_failures_ = 0;
+        if (!sent_at_.empty()) sent_at_.front() = Now();  // it could only start now
+      }
+    }
+  }
+}
+
+void Executor::SendSteps() {
+  while (recovery_ == Recovery::kNone && health() != Health::kDead &&
+         engine_->BuildStep(Now(), &plan_)) {
+    sent_at_.push_back(Now());
+    const Status status = port_->Send(plan_);
+    if (!status.ok()) OnWorkerFailure(status.message());
+  }
+}
+
+void Executor::PublishEvents() {
+  if (engine_->has_events()) sink_->OnEvents(engine_->TakeEvents());
+}
+
+void Executor::PublishMetrics() {
+  MetricsSnapshot snapshot;
+  engine_->FillMetrics(&snapshot);
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  inbox_->waiting = snapshot.waiting;
+  inbox_->waiting_tokens = snapshot.waiting_tokens;
+  for (const Inbox::Submission& s : inbox_->contents.submissions) {
+    inbox_->waiting += s.request.spec().num_return_sequences;
+    inbox_->waiting_tokens +=
+        int64_t{s.request.spec().num_return_sequences} * s.request.prompt_len();
+  }
+  inbox_->metrics = std::move(snapshot);
+}
+
+void Executor::CheckWatchdog(TimeNs now) {
+  if (config_.watchdog_ms <= 0 || sent_at_.empty()) return;
+  if (now - sent_at_.front() < config_.watchdog_ms * kMillisecond) return;
+  OnWorkerFailure("no answer to a step within watchdog_ms = " +
+                  std::to_string(config_.watchdog_ms));
+}
+
+void Executor::OnWorkerFailure(const std::string& why) {
+  if (recovery_ != Recovery::kNone) return;
+  const TimeNs now = Now();
+  port_->Stop();
+  last_failure_ = "the worker failed: " + why;
+  ++consecutive_failures_;
+  ++engine_->counters().worker_restarts;
+  sent_at_.clear();
+  engine_->OnWorkerLost(Status::Internal(last_failure_), now);
+  if (consecutive_failures_ > config_.max_restarts) {
+    return Die(Status::Unavailable(last_failure_ + " (gave up after max_restarts = " +
+                                   std::to_string(config_.max_restarts) + ")"),
+               now);
+  }
+  Health ready = Health::kReady;
+  health_.compare_exchange_strong(ready, Health::kRecovering);
+  const int64_t back_off = std::min<int64_t>(
+      kMaxBackOffMs, int64_t{config_.restart_backoff_ms} << (consecutive_failures_ - 1));
+  // The first restart is immediate: streams are waiting.
+  retry_at_ = consecutive_failures_ == 1 ? now : now + back_off * kMillisecond;
+  recovery_ = Recovery::kBackOff;
+}
+
+void Executor::AdvanceRecovery(TimeNs now) {
+  if (recovery_ != Recovery::kBackOff || now < retry_at_) return;
+  recovery_ = Recovery::kStarting;
+  if (restart_thread_.joinable()) restart_thread_.join();
+  restart_thread_ = std::thread([this] {
+    auto info = port_->Start(nullptr);
+    Status status = info.ok() ? Status::Ok() : info.status();
+    if (info.ok() && (info->vocab_size != worker_info_.vocab_size ||
+                      info->num_blocks < worker_info_.num_blocks ||
+                      info->tokens_per_block != worker_info_.tokens_per_block)) {
+      status = Status::Internal("the restarted worker offers another vocabulary or fewer KV "
+                                "blocks than before");
+    }
+    {
+      std::lock_guard<std::mutex> lock(inbox_->mutex);
+      inbox_->contents.restarted = std::move(status);
+    }
+    Wake();
+  });
+}
+
+void Executor::OnRestarted(const Status& status) {
+  restart_thread_.join();
+  recovery_ = Recovery::kNone;
+  if (!status.ok()) return OnWorkerFailure("restart failed: " + status.message());
+  Health recovering = Health::kRecovering;
+  health_.compare_exchange_strong(recovering, Health::kReady);
+}
+
+void Executor::Die(const Status& why, TimeNs now) {
+  last_failure_ = why.message();
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    inbox_->closed = true;
+    inbox_->closed_why = why;
+  }
+  health_.store(Health::kDead, std::memory_order_release);
+  engine_->FinishAll(FinishReason::kError, why, now);
+}
+
+bool Executor::ShouldExit(TimeNs now) {
+  TimeNs deadline;
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    if (!inbox_->drain) return false;
+    if (engine_->live_requests() == 0 && inbox_->contents.submissions.empty()) return true;
+    deadline = inbox_->drain_deadline;
+  }
+  if (now < deadline) return false;
+  DrainInbox(now);
+  engine_->FinishAll(FinishReason::kCancelled, Status::Unavailable("shutting down"), now);
+  PublishMetrics();
+  PublishEvents();
+  return true;
+}
+
+void Executor::WaitForWork() {
+  TimeNs until = engine_->next_deadline();
+  if (recovery_ == Recovery::kBackOff) until = std::min(until, retry_at_);
+  if (!sent_at_.empty() && config_.watchdog_ms > 0) {
+    until = std::min(until, sent_at_.front() + config_.watchdog_ms * kMillisecond);
+  }
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    if (inbox_->drain) until = std::min(until, inbox_->drain_deadline);
+  }
+  const TimeNs now = Now();
+  const TimeNs left = until == kNever ? kMaxWaitMs * kMillisecond
+                                      : std::max<TimeNs>(0, until - now) + kMillisecond - 1;
+  const int timeout_ms = static_cast<int>(std::min<TimeNs>(kMaxWaitMs, left / kMillisecond));
+  pollfd fds[2] = {{wake_fd_, POLLIN, 0}, {-1, POLLIN, 0}};
+  if (recovery_ == Recovery::kNone && health() != Health::kDead) fds[1].fd = port_->fd();
+  if (poll(fds, 2, timeout_ms) > 0 && (fds[0].revents & POLLIN) != 0) {
+    uint64_t drained;
+    const ssize_t ignored = read(wake_fd_, &drained, sizeof drained);
+    (void)ignored;
+  }
+}
+
+}  // namespace slipstream

@@ -1,0 +1,121 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "executor/engine.h"
+#include "executor/event.h"
+#include "executor/executor_metrics.h"
+#include "executor/request.h"
+#include "executor/token_table.h"
+#include "executor/worker_port.h"
+
+namespace slipstream {
+
+struct RequestHandle {
+  RequestId id = 0;
+};
+
+// Starting -> Ready <-> Recovering -> Dead;  Ready -> Draining -> Stopped.
+enum class Health : uint8_t {
+  kStarting = 0,
+  kReady,       // a token can be served now
+  kRecovering,  // the worker died or hung and is being restarted; live streams wait for it
+  kDraining,    // shutdown was asked for: accepted requests run to their end, new ones are refused
+  kDead,        // out of restarts: every request got its error
+  kStopped,
+};
+const char* HealthName(Health health);
+
+// The brain's thread: takes requests from any thread, drives the Engine, talks to the worker, hands
+// events to the sink. The Engine and everything below it belong to this thread alone; other threads
+// reach it through the inbox.
+class Executor {
+ public:
+  // Loads the model (blocking; `progress` may be null) and starts the thread. `sink` must outlive
+  // the Executor. Fails with the worker's own message when the model cannot be loaded.
+  static StatusOr<std::unique_ptr<Executor>> Create(const ExecutorConfig& config,
+                                                    std::unique_ptr<WorkerPort> port,
+                                                    EventSink* sink,
+                                                    const WorkerPort::Progress& progress);
+  ~Executor();  // Shutdown(without drain)
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  // Validates and queues. The errors are final: no event follows. Otherwise exactly one event with
+  // request_done does. kInvalidArgument / kUnsupported: the caller's; kUnavailable: the queue is
+  // full, draining or dead. Events may arrive before Submit returns: what identifies them is the
+  // context (RequestSpec::context).
+  StatusOr<RequestHandle> Submit(RequestSpec spec);
+
+  // Idempotent; unknown or finished handles are ignored. The request still gets its terminal event.
+  void Cancel(RequestHandle handle);
+
+  // Cancels every live request whose client id equals `client_id`; returns nothing because that is
+  // decided on the executor's thread.
+  void CancelByClientId(const std::string& client_id);
+
+  // Stops accepting. drain: waits until every accepted request has ended, at most `deadline`
+  // (CLOCK_MONOTONIC ns); whatever is left then ends as cancelled (UNAVAILABLE, "shutting down").
+  void Shutdown(bool drain, TimeNs deadline);
+
+  Health health() const { return health_.load(std::memory_order_acquire); }
+  const RequestLimits& limits() const { return limits_; }
+  const WorkerInfo& worker_info() const { return worker_info_; }
+  const std::shared_ptr<const TokenTable>& token_table() const { return token_table_; }
+  // A consistent copy of counters and gauges, refreshed after every step; any thread.
+  MetricsSnapshot Metrics() const;
+
+ private:
+  struct Inbox;
+  enum class Recovery : uint8_t { kNone, kBackOff, kStarting };
+
+  Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink);
+  Status Load(const WorkerPort::Progress& progress);
+  void Run();
+  void DrainInbox(TimeNs now);
+  void PumpResults();
+  void SendSteps();
+  void PublishEvents();
+  void PublishMetrics();
+  void OnWorkerFailure(const std::string& why);
+  void AdvanceRecovery(TimeNs now);
+  void OnRestarted(const Status& status);
+  void Die(const Status& why, TimeNs now);
+  void CheckWatchdog(TimeNs now);
+  bool ShouldExit(TimeNs now);
+  void WaitForWork();
+  void Wake();
+
+  const ExecutorConfig config_;
+  std::unique_ptr<WorkerPort> port_;  // executor thread, or the restart thread while it runs
+  EventSink* const sink_;
+  RequestLimits limits_;    // constant after Create
+  WorkerInfo worker_info_;  // constant after Create
+  std::shared_ptr<const TokenTable> token_table_;
+  std::unique_ptr<Engine> engine_;  // executor thread
+  std::unique_ptr<Inbox> inbox_;    // guarded by its own mutex
+  std::atomic<Health> health_{Health::kStarting};
+  std::atomic<uint64_t> next_id_{1};
+  int wake_fd_ = -1;
+
+  // Executor thread only.
+  StepPlan plan_;
+  StepResult result_;
+  std::deque<TimeNs> sent_at_;  // of the steps in flight
+  Recovery recovery_ = Recovery::kNone;
+  TimeNs retry_at_ = 0;
+  int consecutive_failures_ = 0;
+  std::string last_failure_;
+  std::thread restart_thread_;
+
+  std::thread thread_;
+};
+
+}  // namespace slipstream

@@ -1,0 +1,67 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace slipstream {
+
+// A cumulative histogram with fixed upper bounds; one owner thread, copied out in snapshots.
+struct Histogram {
+  std::vector<double> bounds;    // ascending upper bounds; +Inf is implied
+  std::vector<uint64_t> counts;  // bounds.size() + 1, not cumulative
+  double sum = 0;
+  uint64_t count = 0;
+
+  Histogram() = default;
+  explicit Histogram(std::vector<double> upper_bounds);
+  void Observe(double value);
+};
+
+// Counters since start and gauges now. Reading it costs one copy; nothing refers back.
+struct MetricsSnapshot {
+  // Gauges.
+  int32_t running = 0;    // admitted sequences
+  int32_t waiting = 0;    // queued sequences, preempted ones included
+  int32_t preempted = 0;  // of the waiting ones, those that had been running
+  int64_t waiting_tokens = 0;
+  int32_t max_num_seqs = 0;
+  int32_t scheduled = 0;          // sequences in the last step
+  int32_t context_requests = 0;   // of those, still in their prompt
+  int32_t generation_requests = 0;
+  int32_t context_tokens = 0;     // prompt tokens in the last step
+  int32_t step_in_flight = 0;
+  int32_t kv_blocks_total = 0;
+  int32_t kv_blocks_used = 0;    // referenced by live sequences
+  int32_t kv_blocks_cached = 0;  // reusable, referenced by none
+  int32_t kv_blocks_free = 0;    // total - used - cached
+  int32_t tokens_per_block = 0;
+  int64_t kv_bytes = 0;
+  // Counters.
+  uint64_t steps = 0;
+  uint64_t requests_accepted = 0;
+  uint64_t requests_rejected = 0;  // by admission control
+  std::array<uint64_t, 7> finished{};  // by FinishReason, sequences
+  uint64_t prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t kv_hit_tokens = 0;      // prompt tokens not computed thanks to reuse
+  uint64_t kv_lookup_tokens = 0;   // prompt tokens of admitted sequences
+  uint64_t kv_reused_blocks = 0;
+  uint64_t kv_evicted_blocks = 0;
+  uint64_t preemptions = 0;
+  uint64_t worker_restarts = 0;
+  // Histograms.
+  Histogram time_to_first_token_s;
+  Histogram inter_token_latency_s;
+  Histogram queue_time_s;
+  Histogram e2e_latency_s;
+  Histogram input_tokens;   // buckets 10, 50, 100, 500, 1000
+  Histogram output_tokens;  // likewise
+};
+
+// Gives every histogram of a fresh snapshot its buckets.
+void InitHistograms(MetricsSnapshot* snapshot);
+
+}  // namespace slipstream

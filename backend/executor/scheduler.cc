@@ -1,0 +1,418 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "executor/scheduler.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+namespace slipstream {
+namespace {
+
+// Admission walks the prefix tree once per block of the prompt. A step looks up at most about this
+// many blocks, so that a burst of long cached prompts cannot stretch one step beyond a millisecond;
+// the rest is admitted by the next step.
+constexpr int32_t kMaxLookupsPerStep = 4096;
+
+bool Before(const Sequence* a, const Sequence* b) {
+  return a->rank != b->rank ? a->rank < b->rank : a->order < b->order;
+}
+
+uint32_t AppendAux(const std::vector<int32_t>& values, StepPlan* plan) {
+  const auto offset = static_cast<uint32_t>(plan->aux.size());
+  plan->aux.insert(plan->aux.end(), values.begin(), values.end());
+  return offset;
+}
+
+uint32_t FloatBits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+}  // namespace
+
+struct Scheduler::Building {
+  uint64_t step_id;
+  TimeNs now;
+  StepPlan* plan;
+  std::vector<ScheduledEntry>* entries;
+  int32_t budget;
+  int32_t lookups = kMaxLookupsPerStep;
+  bool short_of_blocks = false;
+};
+
+Scheduler::Scheduler(const ExecutorConfig& config, const KvCache::Options& kv)
+    : config_(config), kv_(kv), waiting_(config.priority_ageing_ms) {
+  for (int32_t slot = config.max_num_seqs - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+  running_.reserve(config.max_num_seqs);
+}
+
+void Scheduler::Enqueue(Sequence* sequence) { waiting_.Push(sequence); }
+
+void Scheduler::Build(uint64_t step_id, TimeNs now, StepPlan* plan,
+                      std::vector<ScheduledEntry>* entries) {
+  plan->Clear();
+  entries->clear();
+  plan->step_id = step_id;
+  Building b{step_id, now, plan, entries, config_.max_num_tokens};
+  ScheduleRunning(&b, /*decodes=*/true);
+  ScheduleRunning(&b, /*decodes=*/false);
+  if (!b.short_of_blocks) AdmitWaiting(&b);
+  if (plan->empty()) return;
+  plan->retired.swap(retired_);
+  retired_.clear();
+}
+
+// Index-based: MakeRoom may remove sequences behind the current one.
+void Scheduler::ScheduleRunning(Building* b, bool decodes) {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence* sequence = running_[i];
+    if (sequence->preempting || sequence->finished() || sequence->last_step == b->step_id) continue;
+    const int32_t remaining = sequence->remaining();
+    if (remaining <= 0 || (remaining == 1) != decodes) continue;
+    if (b->budget <= 0) return;
+    while (!ScheduleChunk(sequence, b)) {
+      b->short_of_blocks = true;
+      if (!MakeRoom(sequence)) break;
+    }
+    // MakeRoom may have taken the sequence itself out: the next one moved into its place.
+    if (i >= running_.size() || running_[i] != sequence) --i;
+  }
+}
+
+// Blocks are short: the least important sequence gives way. True when blocks came free now.
+bool Scheduler::MakeRoom(const Sequence* needy) {
+  for (const Sequence* s : running_) {
+    if (s->preempting) return false;  // its blocks come back with its step in flight
+  }
+  for (size_t i = running_.size(); i-- > 0;) {
+    Sequence* victim = running_[i];
+    if (victim->finished()) continue;
+    if (victim == needy && i == 0) return false;  // finished ones are about to leave
+    return Displace(victim) && victim != needy;
+  }
+  return false;
+}
+
+// True when the sequence could be preempted at once; else it will be when its steps have answered.
+bool Scheduler::Displace(Sequence* victim) {
+  if (victim->in_flight > 0) {
+    victim->preempting = true;
+    return false;
+  }
+  Preempt(victim);
+  return true;
+}
+
+void Scheduler::Preempt(Sequence* sequence) {
+  assert(sequence->in_flight == 0 && sequence->pending == 0);
+  ++preemptions_;
+  ++sequence->perf.preemptions;
+  // Rows of the prompt's logits are kept only whole.
+  if (!sequence->context_logits_done) sequence->output.event().context_logits.clear();
+  LeaveRunning(sequence);
+  sequence->preempting = false;
+  sequence->scheduled = 0;
+  sequence->state = Sequence::State::kWaiting;
+  waiting_.Push(sequence);
+}
+
+void Scheduler::LeaveRunning(Sequence* sequence) {
+  const auto it = std::find(running_.begin(), running_.end(), sequence);
+  assert(it != running_.end());
+  running_.erase(it);
+  kv_.Close(&sequence->kv);
+  retired_.push_back(static_cast<uint32_t>(sequence->slot));
+  free_slots_.push_back(sequence->slot);
+  sequence->slot = -1;
+}
+
+void Scheduler::Release(Sequence* sequence) {
+  assert(sequence->in_flight == 0);
+  if (sequence->slot >= 0) {
+    LeaveRunning(sequence);
+  } else if (waiting_.Contains(sequence)) {
+    waiting_.Remove(sequence);
+  }
+}
+
+void Scheduler::Restart() {
+  for (Sequence* sequence : running_) {
+    kv_.Close(&sequence->kv);
+    free_slots_.push_back(sequence->slot);
+    sequence->slot = -1;
+    sequence->in_flight = 0;
+    sequence->pending = 0;
+    sequence->scheduled = 0;
+    sequence->preempting = false;
+    if (sequence->finished()) continue;
+    sequence->state = Sequence::State::kWaiting;
+    waiting_.Push(sequence);
+  }
+  running_.clear();
+  retired_.clear();
+  kv_.Forget();
+}
+
+int64_t Scheduler::ReservedBlocks() const {
+  int64_t reserved = 0;
+  for (const Sequence* s : running_) {
+    if (s->finished()) continue;
+    reserved += kv_.BlocksFor(s->limit) - static_cast<int32_t>(s->kv.blocks.size());
+  }
+  return reserved;
+}
+
+bool Scheduler::FitsWithoutEviction(const Sequence& sequence, const KvCache::Match& match,
+                                    int32_t first_chunk) const {
+  const auto matched = static_cast<int32_t>(match.nodes.size());
+  const int64_t left = kv_.num_available() - match.idle_blocks;
+  if (config_.policy == SchedulerPolicy::kGuaranteedNoEvict) {
+    return kv_.BlocksFor(sequence.limit) - matched + ReservedBlocks() <= left;
+  }
+  // Room for everything known, not just the first chunk: half-admitted prompts would only take
+  // blocks from each other.
+  const int32_t known = std::max(sequence.num_tokens(), first_chunk);
+  return kv_.BlocksFor(std::min(known, sequence.limit)) - matched <= left;
+}
+
+// Under max_utilization a waiting sequence displaces a running one of a lower class. Ranks only
+// improve, so that two sequences cannot displace each other for ever.
+bool Scheduler::DisplaceLowerClass(const Sequence& waiting, TimeNs now) {
+  if (config_.policy != SchedulerPolicy::kMaxUtilization || running_.empty()) return false;
+  Sequence* last = running_.back();
+  if (last->finished() || last->preempting || last->rank <= waiting_.RankOf(waiting, now)) {
+    return false;
+  }
+  return Displace(last);
+}
+
+void Scheduler::AdmitWaiting(Building* b) {
+  while (b->budget > 0 && b->lookups > 0) {
+    Sequence* sequence = waiting_.Front(b->now);
+    if (sequence == nullptr) return;
+    if (!Admit(sequence, b) && !DisplaceLowerClass(*sequence, b->now)) return;
+  }
+}
+
+bool Scheduler::Admit(Sequence* s, Building* b) {
+  if (free_slots_.empty()) return false;
+  // The last token is always computed: its logits are what the first sample is drawn from.
+  const bool reuse = !s->spec().return_context_logits || s->context_logits_done;
+  const RequestSpec& spec = s->spec();
+  KvCache::Match match;
+  if (reuse) {
+    ExtendBlockHashes(spec.cache_salt, s->tokens.data(), s->num_tokens(), kv_.tokens_per_block(),
+                      &s->kv.hashes);
+    match = kv_.Lookup(spec.cache_salt, s->kv.hashes, s->tokens.data(), s->num_tokens() - 1,
+                       b->step_id);
+    b->lookups -= static_cast<int32_t>(match.nodes.size()) + 1;
+  }
+  const int32_t bs = kv_.tokens_per_block();
+  const int32_t cached =
+      static_cast<int32_t>(match.nodes.size()) * bs + match.partial.num_tokens;
+  const int32_t todo = s->num_tokens() - cached;
+  // Without chunking a prompt must fit whole; one that grew beyond the budget (resumed after
+  // preemption) is still cut up, or it could never run again.
+  const bool whole = !config_.enable_chunked_prefill && todo <= config_.max_num_tokens;
+  if (whole && todo > b->budget) return false;
+  if (!FitsWithoutEviction(*s, match, cached + std::min(todo, b->budget))) return false;
+  const int32_t source =
+      match.partial.num_tokens > 0 ? kv_.block_of(match.partial.source) : -1;
+  waiting_.Remove(s);
+  s->rank = waiting_.RankOf(*s, b->now);
+  kv_.Open(spec.cache_salt, match, &s->kv);
+  if (!reuse) s->kv.detached = true;
+  if (source >= 0) {
+    const bool grown =
+        kv_.Grow(static_cast<int32_t>(s->kv.blocks.size()) + 1, b->now, &s->kv);
+    assert(grown);
+    (void)grown;
+    b->plan->copies.push_back({source, s->kv.blocks.back(), match.partial.num_tokens});
+  }
+  s->scheduled = cached;
+  s->announced = 0;
+  s->slot = free_slots_.back();
+  free_slots_.pop_back();
+  s->state = Sequence::State::kRunning;
+  if (!s->admitted_before) {
+    s->perf.first_scheduled_ns = b->now;
+    s->cached_tokens = cached;
+    s->perf.kv_reused_blocks = static_cast<int32_t>(match.nodes.size());
+  }
+  running_.insert(std::upper_bound(running_.begin(), running_.end(), s, Before), s);
+  FillAdmitRecord(*s, b->plan);
+  const bool scheduled = ScheduleChunk(s, b);
+  s->admitted_before = true;
+  assert(scheduled);
+  (void)scheduled;
+  return true;
+}
+
+// While the next block is one that another sequence fills (maybe in this very step), take it
+// instead of computing it again: prompts that arrive together share their prefix.
+void Scheduler::ShareAhead(Sequence* s, int32_t* shared_tokens, Building* b) {
+  const int32_t bs = kv_.tokens_per_block();
+  while (s->scheduled % bs == 0 && s->kv.nodes.size() == s->kv.blocks.size() &&
+         s->scheduled / bs == static_cast<int32_t>(s->kv.nodes.size()) &&
+         s->scheduled + bs < s->num_tokens() && b->lookups > 0) {
+    const size_t next = s->kv.nodes.size();
+    if (next >= s->kv.hashes.size()) return;
+    --b->lookups;
+    if (!kv_.ExtendShared(s->kv.hashes[next], &s->kv)) return;
+    s->scheduled += bs;
+    *shared_tokens += bs;
+  }
+}
+
+// Schedules as much of the sequence as the budget allows; false when there are no blocks for it.
+bool Scheduler::ScheduleChunk(Sequence* s, Building* b) {
+  int32_t shared = 0;
+  if (s->remaining() > 1) ShareAhead(s, &shared, b);
+  if (s->num_generated() == 0) {
+    s->cached_tokens += shared;
+    s->perf.kv_reused_blocks += shared / kv_.tokens_per_block();
+  }
+  const int32_t bs = kv_.tokens_per_block();
+  int32_t chunk = std::min(s->remaining(), b->budget);
+  // An inner chunk ends with a block, so that others can share it and continue from there.
+  const int32_t over = (s->scheduled + chunk) % bs;
+  if (chunk < s->remaining() && chunk > over) chunk -= over;
+  if (!kv_.Grow(kv_.BlocksFor(s->scheduled + chunk), b->now, &s->kv)) return false;
+  AppendToPlan(s, chunk, b);
+  return true;
+}
+
+void Scheduler::AppendToPlan(Sequence* s, int32_t chunk, Building* b) {
+  StepPlan& plan = *b->plan;
+  const int32_t known = s->num_tokens();
+  const bool samples = s->scheduled + chunk == known + s->pending;
+  const bool context = s->spec().return_context_logits && !s->context_logits_done;
+  plan.slot.push_back(static_cast<uint32_t>(s->slot));
+  plan.num_tokens.push_back(static_cast<uint32_t>(chunk));
+  plan.first_position.push_back(static_cast<uint32_t>(s->scheduled));
+  plan.num_new_blocks.push_back(static_cast<uint32_t>(s->kv.blocks.size()) - s->announced);
+  plan.flags.push_back((samples ? kSeqSample : 0u) | (context ? kSeqContextLogits : 0u));
+  const int32_t end = s->scheduled + chunk;
+  const int32_t host_end = std::min(end, known);
+  if (s->scheduled < host_end) {
+    plan.token_ids.insert(plan.token_ids.end(), s->tokens.begin() + s->scheduled,
+                          s->tokens.begin() + host_end);
+  }
+  if (end > known) plan.token_ids.push_back(kTokenFromSlot);
+  plan.new_block_ids.insert(plan.new_block_ids.end(), s->kv.blocks.begin() + s->announced,
+                            s->kv.blocks.end());
+  b->entries->push_back({s, chunk, samples, context});
+  b->budget -= chunk;
+  s->scheduled = end;
+  s->last_step = b->step_id;
+  ++s->in_flight;
+  s->pending += samples ? 1 : 0;
+  if (context && end >= s->prompt_len) s->context_logits_done = true;
+  s->perf.kv_alloc_total_blocks += static_cast<int32_t>(s->kv.blocks.size() - s->announced);
+  s->announced = static_cast<uint32_t>(s->kv.blocks.size());
+  s->perf.kv_alloc_new_blocks = s->perf.kv_alloc_total_blocks - s->perf.kv_reused_blocks;
+  StoreFullBlocks(s, b->now);
+}
+
+void Scheduler::StoreFullBlocks(Sequence* s, TimeNs now) {
+  const int32_t bs = kv_.tokens_per_block();
+  const int32_t full = std::min(s->scheduled, s->num_tokens()) / bs;
+  if (s->kv.detached || static_cast<int32_t>(s->kv.nodes.size()) >= full) return;
+  ExtendBlockHashes(s->spec().cache_salt, s->tokens.data(), full * bs, bs, &s->kv.hashes);
+  while (!s->kv.detached && static_cast<int32_t>(s->kv.nodes.size()) < full) {
+    const auto i = static_cast<int32_t>(s->kv.nodes.size());
+    kv_.Store(&s->tokens[static_cast<size_t>(i) * bs], RetainFor(*s, i * bs, now), s->last_step,
+              &s->kv);
+  }
+}
+
+void Scheduler::OnTokens(Sequence* sequence, TimeNs now) {
+  if (sequence->slot >= 0) StoreFullBlocks(sequence, now);
+}
+
+PrefixTree::Retain Scheduler::RetainFor(const Sequence& s, int32_t position, TimeNs now) const {
+  const Retention& retention = s.spec().retention;
+  const auto until = [now](int32_t ms) { return ms < 0 ? kNever : now + int64_t{1000000} * ms; };
+  if (position >= s.prompt_len) {
+    return {retention.decode_priority, until(retention.decode_duration_ms)};
+  }
+  for (const RetentionRange& range : retention.prompt) {
+    if (position >= range.start && (range.end < 0 || position < range.end)) {
+      return {range.priority, until(range.duration_ms)};
+    }
+  }
+  return {};
+}
+
+void Scheduler::FillAdmitRecord(const Sequence& s, StepPlan* plan) const {
+  const RequestSpec& spec = s.spec();
+  const SamplingParams& p = spec.sampling;
+  AdmitRecord r{};
+  r.seed = Mix64(p.seed, static_cast<uint64_t>(s.index));
+  r.slot = static_cast<uint32_t>(s.slot);
+  r.temperature = p.temperature;
+  r.top_k = p.top_k;
+  r.top_p = p.top_p;
+  r.min_p = p.min_p;
+  r.top_p_decay = p.top_p_decay;
+  r.top_p_min = p.top_p_min;
+  r.top_p_reset_id = p.top_p_reset_id;
+  r.repetition_penalty = p.repetition_penalty;
+  r.presence_penalty = p.presence_penalty;
+  r.frequency_penalty = p.frequency_penalty;
+  r.prompt_ignore_length = p.prompt_ignore_length;
+  r.min_tokens = p.min_tokens;
+  r.num_logprobs = spec.num_logprobs;
+  r.prompt_len = s.prompt_len;
+  r.flags = spec.return_generation_logits ? kAdmitGenerationLogits : 0u;
+  if (s.request->request.needs_history() || config_.send_history) {
+    r.flags |= kAdmitHistory;
+    r.history_offset = AppendAux(s.tokens, plan);
+    r.history_len = static_cast<uint32_t>(s.num_tokens());
+  }
+  r.end_ids_offset = AppendAux(spec.end_ids, plan);
+  r.end_ids_len = static_cast<uint32_t>(spec.end_ids.size());
+  r.bad_words_offset = static_cast<uint32_t>(plan->aux.size());
+  if (!spec.bad_words.empty()) {
+    plan->aux.push_back(static_cast<int32_t>(spec.bad_words.size()));
+    for (const auto& word : spec.bad_words) {
+      plan->aux.push_back(static_cast<int32_t>(word.size()));
+      AppendAux(word, plan);
+    }
+  }
+  r.bad_words_len = static_cast<uint32_t>(plan->aux.size()) - r.bad_words_offset;
+  r.bias_offset = static_cast<uint32_t>(plan->aux.size());
+  for (const auto& [id, bias] : spec.logit_bias) {
+    plan->aux.push_back(id);
+    plan->aux.push_back(static_cast<int32_t>(FloatBits(bias)));
+  }
+  r.bias_len = static_cast<uint32_t>(plan->aux.size()) - r.bias_offset;
+  plan->admitted.push_back(r);
+}
+
+std::string Scheduler::CheckIntegrity(const std::vector<const Sequence*>& leaving) const {
+  std::vector<const KvSpan*> spans;
+  for (const Sequence* s : running_) {
+    if (s->slot < 0) return "a running sequence has no slot";
+    if (!s->kv.active()) return "a running sequence has no blocks";
+    if (s->scheduled > static_cast<int32_t>(s->kv.blocks.size()) * kv_.tokens_per_block()) {
+      return "a sequence computes positions beyond its blocks";
+    }
+    if (s->finished() && s->in_flight == 0) return "a finished sequence was not released";
+    spans.push_back(&s->kv);
+  }
+  for (const Sequence* s : leaving) {
+    if (std::find(running_.begin(), running_.end(), s) == running_.end() && s->kv.active()) {
+      return "a sequence outside the running list holds blocks";
+    }
+  }
+  if (running_.size() + free_slots_.size() != static_cast<size_t>(config_.max_num_seqs)) {
+    return "running sequences + free slots != max_num_seqs";
+  }
+  if (!std::is_sorted(running_.begin(), running_.end(), Before)) return "running is not in order";
+  return kv_.CheckIntegrity(spans);
+}
+
+}  // namespace slipstream

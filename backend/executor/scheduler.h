@@ -1,0 +1,88 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "executor/engine_config.h"
+#include "executor/kv_cache.h"
+#include "executor/sequence.h"
+#include "executor/step.h"
+#include "executor/waiting_queue.h"
+
+namespace slipstream {
+
+// What a step in flight will answer for one sequence.
+struct ScheduledEntry {
+  Sequence* sequence = nullptr;
+  int32_t num_tokens = 0;
+  bool samples = false;
+  bool context_logits = false;
+};
+
+// Decides each step's batch. Plain logic: no threads, no clocks of its own, no I/O.
+//
+// Every step: sequences that decode, then those still in their prompt (in chunks that fit the token
+// budget), then new ones while slots, budget and KV blocks last. Order among sequences is
+// (rank, arrival); the first in that order is never preempted and so always progresses.
+class Scheduler {
+ public:
+  Scheduler(const ExecutorConfig& config, const KvCache::Options& kv);
+
+  void Enqueue(Sequence* sequence);
+
+  // Fills the plan for `step_id` and what it will answer; an empty plan when nothing can run.
+  void Build(uint64_t step_id, TimeNs now, StepPlan* plan, std::vector<ScheduledEntry>* entries);
+
+  // A step's answer for the sequence arrived and its new tokens were appended.
+  void OnTokens(Sequence* sequence, TimeNs now);
+
+  // The sequence is finished and no step in flight names it: its slot and blocks come back.
+  void Release(Sequence* sequence);
+  // Takes back its slot and blocks; it continues later from its known tokens. No step in flight may
+  // name it.
+  void Preempt(Sequence* sequence);
+  // The worker lost everything: what was running waits again, nothing is cached any more.
+  void Restart();
+
+  const std::vector<Sequence*>& running() const { return running_; }
+  const WaitingQueue& waiting() const { return waiting_; }
+  KvCache& kv() { return kv_; }
+  const KvCache& kv() const { return kv_; }
+  uint64_t preemptions() const { return preemptions_; }
+
+  // `idle_spans`: finished sequences that still wait for a step in flight.
+  std::string CheckIntegrity(const std::vector<const Sequence*>& leaving) const;
+
+ private:
+  struct Building;  // the step under construction
+
+  void ScheduleRunning(Building* b, bool decodes);
+  void AdmitWaiting(Building* b);
+  bool Admit(Sequence* sequence, Building* b);
+  bool ScheduleChunk(Sequence* sequence, Building* b);
+  void ShareAhead(Sequence* sequence, int32_t* shared_tokens, Building* b);
+  void AppendToPlan(Sequence* sequence, int32_t chunk, Building* b);
+  void StoreFullBlocks(Sequence* sequence, TimeNs now);
+  bool MakeRoom(const Sequence* needy);
+  bool Displace(Sequence* victim);
+  bool DisplaceLowerClass(const Sequence& waiting, TimeNs now);
+  bool FitsWithoutEviction(const Sequence& sequence, const KvCache::Match& match,
+                           int32_t first_chunk) const;
+  void FillAdmitRecord(const Sequence& sequence, StepPlan* plan) const;
+  void LeaveRunning(Sequence* sequence);
+  int64_t ReservedBlocks() const;
+  PrefixTree::Retain RetainFor(const Sequence& sequence, int32_t position, TimeNs now) const;
+
+  const ExecutorConfig config_;
+  KvCache kv_;
+  WaitingQueue waiting_;
+  std::vector<Sequence*> running_;  // by (rank, order)
+  std::vector<int32_t> free_slots_;
+  std::vector<uint32_t> retired_;  // slots given back since the last plan
+  uint64_t preemptions_ = 0;
+};
+
+}  // namespace slipstream

@@ -1,0 +1,55 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "executor/waiting_queue.h"
+
+#include <algorithm>
+#include <cassert>
+
+namespace slipstream {
+
+void WaitingQueue::Push(Sequence* sequence) {
+  const bool added =
+      classes_[sequence->spec().priority].emplace(sequence->order, sequence).second;
+  assert(added);
+  (void)added;
+  ++size_;
+  tokens_ += sequence->num_tokens();
+  preempted_ += sequence->admitted_before ? 1 : 0;
+}
+
+void WaitingQueue::Remove(Sequence* sequence) {
+  const size_t removed = classes_[sequence->spec().priority].erase(sequence->order);
+  assert(removed == 1);
+  (void)removed;
+  --size_;
+  tokens_ -= sequence->num_tokens();
+  preempted_ -= sequence->admitted_before ? 1 : 0;
+}
+
+bool WaitingQueue::Contains(const Sequence* sequence) const {
+  return classes_[sequence->spec().priority].count(sequence->order) > 0;
+}
+
+int32_t WaitingQueue::RankOf(const Sequence& sequence, TimeNs now) const {
+  const int32_t own = sequence.spec().priority;
+  if (ageing_ms_ <= 0) return own;
+  const int64_t waited_ms = (now - sequence.request->arrival) / 1000000;
+  return static_cast<int32_t>(std::max<int64_t>(0, own - waited_ms / ageing_ms_));
+}
+
+Sequence* WaitingQueue::Front(TimeNs now) const {
+  Sequence* best = nullptr;
+  int32_t best_rank = 0;
+  for (int c = 0; c < kClasses; ++c) {
+    if (classes_[c].empty()) continue;
+    Sequence* head = classes_[c].begin()->second;
+    const int32_t rank = RankOf(*head, now);
+    if (best == nullptr || rank < best_rank || (rank == best_rank && head->order < best->order)) {
+      best = head;
+      best_rank = rank;
+    }
+  }
+  return best;
+}
+
+}  // namespace slipstream

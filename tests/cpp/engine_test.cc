@@ -1,0 +1,329 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "engine_fixture.h"
+
+namespace slipstream {
+
+using Ints = std::vector<uint32_t>;
+
+TEST_CASE("a prompt is prefilled once, then one token a step, then one terminal event") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 6), 3)).ok());
+  REQUIRE(f.Build());
+  CHECK(f.plan.num_tokens == Ints{6});
+  CHECK(f.plan.first_position == Ints{0});
+  CHECK(f.plan.num_new_blocks == Ints{2});
+  CHECK(f.plan.flags == Ints{kSeqSample});
+  CHECK(f.plan.admitted.size() == 1);
+  f.Answer(f.plan);
+  REQUIRE(f.Step());
+  CHECK(f.plan.token_ids == std::vector<int32_t>{42});
+  CHECK(f.plan.first_position == Ints{6});
+  CHECK(f.plan.admitted.empty());
+  REQUIRE(f.Step());
+  CHECK(!f.Step());
+  const auto events = f.engine.TakeEvents();
+  REQUIRE(events.size() == 3);
+  CHECK(events[2].reason == FinishReason::kLength);
+  CHECK(events[2].request_done);
+  CHECK(events[2].usage.prompt_tokens == 6);
+  CHECK(events[2].usage.completion_tokens == 3);
+  CHECK(f.engine.idle());
+  CHECK(f.Metrics().kv_blocks_used == 0);
+}
+
+TEST_CASE("with two steps in flight the sampled token is fed back on the device") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.pipeline_depth = 2;
+  EngineFixture f(config);
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 3), 8)).ok());
+  REQUIRE(f.Build());
+  const StepPlan first = f.plan;
+  REQUIRE(f.Build());
+  CHECK(f.plan.token_ids == std::vector<int32_t>{kTokenFromSlot});
+  CHECK(f.plan.first_position == Ints{3});
+  const StepPlan second = f.plan;
+  CHECK(!f.Build());  // the pipeline is full
+  f.Answer(first);
+  f.Answer(second);
+  CHECK(f.engine.TakeEvents().size() == 2);
+}
+
+TEST_CASE("no step is spent beyond max_new_tokens, however deep the pipeline") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.pipeline_depth = 3;
+  EngineFixture f(config);
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 3), 1)).ok());
+  REQUIRE(f.Build());
+  CHECK(!f.Build());
+}
+
+TEST_CASE("an end id is not part of the output, and a finished sequence waits for its steps") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.pipeline_depth = 2;
+  EngineFixture f(config);
+  RequestSpec spec = f.Spec(Iota(0, 3), 8);
+  spec.end_ids = {42};
+  REQUIRE(f.Submit(1, std::move(spec)).ok());
+  REQUIRE(f.Build());
+  const StepPlan first = f.plan;
+  REQUIRE(f.Build());
+  f.Answer(first);
+  const auto events = f.engine.TakeEvents();
+  REQUIRE(events.size() == 1);
+  CHECK(events[0].tokens.empty());
+  CHECK(events[0].reason == FinishReason::kStop);
+  CHECK(events[0].stop_reason == "42");
+  CHECK(events[0].usage.completion_tokens == 1);
+  CHECK(f.Metrics().kv_blocks_used == 1);  // step two still names it
+  f.Answer(f.plan);
+  CHECK(f.Metrics().kv_blocks_used == 0);
+  CHECK(f.engine.TakeEvents().empty());
+}
+
+TEST_CASE("chunked prefill ends inner chunks at block boundaries and mixes with decodes") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_num_tokens = 7;
+  EngineFixture f(config);
+  REQUIRE(f.Submit(1, f.Spec({90}, 20)).ok());
+  REQUIRE(f.Step());
+  REQUIRE(f.Submit(2, f.Spec(Iota(0, 13), 2)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.plan.num_tokens == Ints{1, 4});
+  CHECK(f.plan.flags == Ints{kSeqSample, 0});
+  REQUIRE(f.Step());
+  CHECK(f.plan.num_tokens == Ints{1, 4});
+  REQUIRE(f.Step());
+  CHECK(f.plan.num_tokens == Ints{1, 5});
+  CHECK(f.plan.flags == Ints{kSeqSample, kSeqSample});
+}
+
+TEST_CASE("a cached prefix is reused by block, then by copy of the partial block") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 12), 1)).ok());
+  REQUIRE(f.Step());
+  auto prompt = Iota(0, 10);
+  prompt.push_back(77);
+  REQUIRE(f.Submit(2, f.Spec(prompt, 1)).ok());
+  REQUIRE(f.Build());
+  CHECK(f.plan.first_position == Ints{10});
+  CHECK(f.plan.num_tokens == Ints{1});
+  REQUIRE(f.plan.copies.size() == 1);
+  CHECK(f.plan.copies[0].num_tokens == 2);
+  CHECK(f.plan.new_block_ids.size() == 3);
+  f.Answer(f.plan);
+  const auto events = f.engine.TakeEvents();
+  CHECK(events.back().usage.cached_tokens == 10);
+}
+
+TEST_CASE("the last prompt token is computed even when all of the prompt is cached") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 8), 1)).ok());
+  REQUIRE(f.Step());
+  REQUIRE(f.Submit(2, f.Spec(Iota(0, 8), 1)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.plan.first_position == Ints{7});
+  CHECK(f.plan.num_tokens == Ints{1});
+}
+
+TEST_CASE("prompts that arrive together share their prefix within the same step") {
+  EngineFixture f;
+  for (RequestId id = 1; id <= 3; ++id) {
+    auto prompt = Iota(0, 12);
+    prompt.push_back(static_cast<int32_t>(80 + id));
+    REQUIRE(f.Submit(id, f.Spec(prompt, 1)).ok());
+  }
+  REQUIRE(f.Build());
+  CHECK(f.plan.num_tokens == Ints{13, 1, 1});
+  CHECK(f.plan.first_position == Ints{0, 12, 12});
+  CHECK(f.Metrics().kv_hit_tokens == 24);
+}
+
+TEST_CASE("salts keep caches apart") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 8), 1)).ok());
+  REQUIRE(f.Step());
+  RequestSpec spec = f.Spec(Iota(0, 8), 1);
+  spec.cache_salt = 9;
+  REQUIRE(f.Submit(2, std::move(spec)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.plan.first_position == Ints{0});
+}
+
+TEST_CASE("guaranteed_no_evict admits only what can surely finish") {
+  EngineFixture f(EngineFixture::DefaultConfig(), /*blocks=*/6, /*block_size=*/4);
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 4), 13)).ok());   // 16 positions: 4 blocks
+  REQUIRE(f.Submit(2, f.Spec(Iota(50, 4), 9)).ok());   // 12 positions: 3 blocks
+  REQUIRE(f.Step());
+  CHECK(f.plan.num_seqs() == 1);
+  while (f.Metrics().running > 0 && f.plan.num_seqs() == 1) REQUIRE(f.Step());
+  CHECK(f.Metrics().preemptions == 0);
+}
+
+TEST_CASE("max_utilization preempts the youngest, which then continues where it was") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.policy = SchedulerPolicy::kMaxUtilization;
+  config.enable_prefix_reuse = false;
+  EngineFixture f(config, /*blocks=*/4, /*block_size=*/4);
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 4), 8)).ok());
+  REQUIRE(f.Submit(2, f.Spec(Iota(50, 4), 8)).ok());
+  int steps = 0;
+  while (f.Step()) REQUIRE(++steps < 40);
+  CHECK(f.Metrics().preemptions == 1);
+  int32_t tokens = 0;
+  for (const Event& e : f.engine.TakeEvents()) tokens += static_cast<int32_t>(e.tokens.size());
+  CHECK(tokens == 16);
+}
+
+TEST_CASE("a lost worker: everything live is computed again from its tokens") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 6), 4)).ok());
+  REQUIRE(f.Step());
+  REQUIRE(f.Build());
+  f.engine.OnWorkerLost(Status::Internal("gone"), ++f.now);
+  REQUIRE(f.engine.CheckIntegrity() == "");
+  REQUIRE(f.Build());
+  CHECK(f.plan.token_ids == std::vector<int32_t>{0, 1, 2, 3, 4, 5, 42});
+  CHECK(f.plan.first_position == Ints{0});
+  CHECK(f.plan.admitted.size() == 1);
+  f.Answer(f.plan);
+  while (f.Step()) {
+  }
+  const auto events = f.engine.TakeEvents();
+  CHECK(events.back().usage.completion_tokens == 4);
+  CHECK(events.size() == 4);
+}
+
+TEST_CASE("a request at every death is ended; the others go on") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_restarts = 2;
+  EngineFixture f(config);
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 6), 4)).ok());
+  for (int death = 0; death < 3; ++death) {
+    REQUIRE(f.Build());
+    f.engine.OnWorkerLost(Status::Internal("gone"), ++f.now);
+  }
+  const auto events = f.engine.TakeEvents();
+  REQUIRE(events.size() == 1);
+  CHECK(events[0].reason == FinishReason::kError);
+  CHECK(events[0].error.message() == "gone");
+  CHECK(f.engine.idle());
+}
+
+TEST_CASE("non-finite logits end the one sequence") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 3), 4)).ok());
+  REQUIRE(f.Submit(2, f.Spec(Iota(50, 3), 4)).ok());
+  REQUIRE(f.Build());
+  StepResult r;
+  r.step_id = f.plan.step_id;
+  r.slot = f.plan.slot;
+  r.status = {kSeqNonFinite, kSeqOk};
+  r.num_tokens = {0, 1};
+  r.tokens = {5};
+  r.logprob_width = r.context_rows = r.generation_rows = {0, 0};
+  REQUIRE(f.engine.OnResult(r, ++f.now).ok());
+  const auto events = f.engine.TakeEvents();
+  REQUIRE(events.size() == 2);
+  CHECK(events[0].request == 1);
+  CHECK(events[0].reason == FinishReason::kError);
+  CHECK(events[1].reason == FinishReason::kNone);
+}
+
+TEST_CASE("malformed answers are refused") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 3), 4)).ok());
+  REQUIRE(f.Build());
+  StepResult r;
+  r.step_id = f.plan.step_id;
+  r.slot = f.plan.slot;
+  r.status = {kSeqOk};
+  r.num_tokens = {1};
+  r.tokens = {100};  // == vocab_size
+  r.logprob_width = r.context_rows = r.generation_rows = {0};
+  CHECK(f.engine.OnResult(r, ++f.now).message().find("token id 100") != std::string::npos);
+  r.tokens = {5};
+  r.step_id += 1;
+  CHECK(!f.engine.OnResult(r, ++f.now).ok());
+}
+
+TEST_CASE("deadlines end queued and running requests") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_num_seqs = 1;
+  EngineFixture f(config);
+  for (RequestId id = 1; id <= 2; ++id) {
+    RequestSpec spec = f.Spec(Iota(0, 3), 50);
+    spec.deadline = 5000;
+    REQUIRE(f.Submit(id, std::move(spec)).ok());
+  }
+  REQUIRE(f.Step());
+  CHECK(f.engine.next_deadline() == 5000);
+  f.engine.ExpireDeadlines(5000);
+  const auto events = f.engine.TakeEvents();
+  CHECK(events.size() == 3);
+  CHECK(events[1].reason == FinishReason::kDeadline);
+  CHECK(events[2].reason == FinishReason::kDeadline);
+  CHECK(f.engine.idle());
+}
+
+TEST_CASE("a stop request ends every request with its client id, and only those") {
+  EngineFixture f;
+  for (RequestId id = 1; id <= 3; ++id) {
+    RequestSpec spec = f.Spec(Iota(0, 3), 50);
+    spec.client_id = id == 2 ? "other" : "mine";
+    REQUIRE(f.Submit(id, std::move(spec)).ok());
+  }
+  f.engine.FinishByClientId("mine", ++f.now);
+  CHECK(f.engine.TakeEvents().size() == 2);
+  CHECK(f.engine.live_requests() == 1);
+}
+
+TEST_CASE("the queue is bounded in sequences and tokens") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_queue_requests = 2;
+  EngineFixture f(config);
+  RequestSpec two = f.Spec(Iota(0, 3), 5);
+  two.num_return_sequences = 2;
+  REQUIRE(f.Submit(1, std::move(two)).ok());
+  const Status refused = f.Submit(2, f.Spec(Iota(0, 3), 5));
+  CHECK(refused.code() == StatusCode::kUnavailable);
+  CHECK(refused.message() ==
+        "the queue is full: 2 sequences wait, max_queue_requests is 2");
+  CHECK(f.Metrics().requests_rejected == 1);
+}
+
+TEST_CASE("priority classes go first; ageing lets every class progress") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_num_seqs = 1;
+  config.priority_ageing_ms = 10;
+  EngineFixture f(config);
+  RequestSpec low = f.Spec({1, 2}, 1);
+  low.priority = 9;
+  REQUIRE(f.Submit(1, std::move(low)).ok());
+  REQUIRE(f.Submit(2, f.Spec({3, 4}, 1)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.engine.TakeEvents()[0].request == 2);
+  f.now += int64_t{100} * 1000000;
+  REQUIRE(f.Submit(3, f.Spec({3, 4}, 1)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.engine.TakeEvents()[0].request == 1);
+}
+
+TEST_CASE("invalid requests name the field, the value and the limit") {
+  EngineFixture f;
+  const auto message = [&](RequestSpec spec) { return f.Submit(1, std::move(spec)).message(); };
+  CHECK(message(f.Spec({}, 4)).find("input_ids: the prompt is empty") == 0);
+  CHECK(message(f.Spec({1}, 0)).find("request_output_len (max_tokens): 0") == 0);
+  CHECK(message(f.Spec({100}, 1)).find("input_ids: token id 100 at position 0") == 0);
+  CHECK(message(f.Spec(Iota(0, 60), 6)).find("more than the whole KV cache holds (64)") !=
+        std::string::npos);
+  CHECK(message(f.Spec({1}, 1000)).find("max_seq_len of 1000") != std::string::npos);
+  RequestSpec spec = f.Spec({1}, 1);
+  spec.sampling.top_p = 1.5f;
+  CHECK(message(spec) == "runtime_top_p (top_p): 1.5 is outside [0, 1]");
+  spec = f.Spec({1}, 1);
+  spec.return_text = true;
+  CHECK(f.Submit(1, spec).code() == StatusCode::kUnsupported);
+}
+
+}  // namespace slipstream
