@@ -14,4 +14,7 @@ void BindText(pybind11::module_& m);
 // The Engine, its configuration, step plans and results.
 void BindEngine(pybind11::module_& m);
 
+// The Executor with a worker process or a scripted worker.
+void BindExecutor(pybind11::module_& m);
+
 }  // namespace slipstream

@@ -1,0 +1,253 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Generation in this process, through the same Executor and workers that serve Triton."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from slipstream import _core
+from slipstream.api.outputs import Chunk, Completion, RequestOutput, TokenLogprobs
+from slipstream.api.sampling_params import SamplingParams
+from slipstream.errors import GenerationError, RequestError, UnavailableError
+
+Prompt = str | Sequence[int]
+_POLL_S = 0.2
+
+
+class LLM:
+    """A loaded model. Without a tokenizer beside it, prompts are token ids and texts are empty.
+
+    Args:
+        model: a Hugging Face directory or hub id.
+        tokenizer: likewise; default the model's own.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu`` or ``cuda[:N]``.
+        max_num_seqs: sequences that run at once; ``max_num_tokens``: token budget of one step.
+        max_seq_len: prompt + generated; 0 is the checkpoint's own limit.
+        kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory.
+        policy: ``guaranteed_no_evict`` or ``max_utilization``.
+        progress: called with (fraction, what) while the model loads.
+
+    Raises:
+        RuntimeError: the model cannot be loaded; the message is the worker's.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_num_seqs: int = 64,
+        max_num_tokens: int = 2048,
+        max_seq_len: int = 0,
+        tokens_per_block: int = 32,
+        kv_cache_tokens: int = 0,
+        kv_cache_fraction: float = 0.5,
+        policy: str = "guaranteed_no_evict",
+        enable_prefix_reuse: bool = True,
+        trust_remote_code: bool = False,
+        num_threads: int = 0,
+        progress: Callable[[float, str], None] | None = None,
+    ) -> None:
+        config = _core.ExecutorConfig()
+        config.max_num_seqs = max_num_seqs
+        config.max_num_tokens = max_num_tokens
+        config.max_queue_requests = 0
+        config.enable_prefix_reuse = enable_prefix_reuse
+        config.policy = getattr(_core.SchedulerPolicy, policy.upper())
+        worker = {
+            "model": str(model),
+            "dtype": dtype,
+            "device": device,
+            "tokens_per_block": tokens_per_block,
+            "max_num_seqs": max_num_seqs,
+            "max_num_tokens": max_num_tokens,
+            "max_seq_len": max_seq_len,
+            "kv_cache_tokens": kv_cache_tokens,
+            "kv_cache_fraction": kv_cache_fraction,
+            "trust_remote_code": trust_remote_code,
+            "num_threads": num_threads,
+        }
+        self._executor = _core.Executor.start_process(
+            config, sys.executable, json.dumps(worker), progress
+        )
+        self._tokenizer_source = str(tokenizer or model)
+        self._trust_remote_code = trust_remote_code
+        self._tokenizer: Any = None
+        self._tickets = itertools.count(1)
+        self._queues: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
+        self._closed = threading.Event()
+        self._pump = threading.Thread(target=self._deliver, name="slipstream-events", daemon=True)
+        self._pump.start()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer, loaded on first use."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                self._tokenizer_source, trust_remote_code=self._trust_remote_code
+            )
+        return self._tokenizer
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> list[RequestOutput]:
+        """Completes every prompt, batched in flight; results in the order of the prompts.
+
+        Raises:
+            RequestError: a prompt or parameter is wrong; nothing was generated for any prompt.
+            GenerationError: a request ended with an error.
+        """
+        params = params or SamplingParams()
+        batch = [prompts] if _is_single(prompts) else list(prompts)
+        started: list[tuple[RequestOutput, int]] = []
+        handles = []
+        try:
+            for prompt in batch:
+                output, ticket, handle = self._submit(prompt, params, streaming=False)
+                started.append((output, ticket))
+                handles.append(handle)
+        except Exception:
+            for handle in handles:
+                self._executor.cancel(handle)
+            raise
+        for output, ticket in started:
+            for event in self._events(ticket):
+                _accumulate(output, event)
+        return [output for output, _ in started]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Completes one prompt, yielding text as it is generated.
+
+        Closing the iterator early cancels the request.
+        """
+        _, ticket, handle = self._submit(prompt, params or SamplingParams(), streaming=True)
+        try:
+            for event in self._events(ticket):
+                yield _chunk(event)
+        finally:
+            self._executor.cancel(handle)
+
+    def chat(
+        self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None
+    ) -> RequestOutput:
+        """Answers a conversation, assembled by the tokenizer's own chat template."""
+        ids = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return self.generate([list(ids)], params)[0]
+
+    def metrics(self) -> dict[str, Any]:
+        """Counters and gauges of the Executor, by name."""
+        return dict(self._executor.metrics())
+
+    def close(self) -> None:
+        """Ends the worker; requests still running are cancelled. Idempotent."""
+        self._executor.shutdown(drain=False)
+        self._closed.set()
+        self._pump.join()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams, *, streaming: bool
+    ) -> tuple[RequestOutput, int, int]:
+        text = prompt if isinstance(prompt, str) else None
+        ids = list(self.tokenizer(prompt)["input_ids"]) if text is not None else list(prompt)
+        ticket = next(self._tickets)
+        self._queues[ticket] = queue.SimpleQueue()
+        try:
+            handle = self._executor.submit(
+                ticket,
+                prompt=ids,
+                streaming=streaming,
+                return_text=self._executor.has_text,
+                **params.request_fields(self._executor.worker_info.end_ids),
+            )
+        except (ValueError, RuntimeError) as error:
+            del self._queues[ticket]
+            kind = RequestError if isinstance(error, ValueError) else UnavailableError
+            raise kind(str(error)) from None
+        completions = [Completion(index) for index in range(params.n)]
+        return RequestOutput(text, [int(i) for i in ids], completions), ticket, handle
+
+    def _deliver(self) -> None:
+        while not self._closed.is_set():
+            for event in self._executor.wait_events(_POLL_S):
+                waiting = self._queues.get(event["ticket"])
+                if waiting is not None:
+                    waiting.put(event)
+
+    def _events(self, ticket: int) -> Iterator[dict[str, Any]]:
+        try:
+            while True:
+                event = self._queues[ticket].get()
+                if event["reason"] == "error":
+                    raise GenerationError(event["error"])
+                yield event
+                if event["request_done"]:
+                    return
+        finally:
+            del self._queues[ticket]
+
+
+def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+def _logprobs(event: dict[str, Any]) -> list[TokenLogprobs]:
+    width = event["logprob_width"]
+    ids, values = event["logprob_ids"], event["logprob_values"]
+    return [
+        TokenLogprobs(
+            ids[at],
+            values[at],
+            dict(zip(ids[at + 1 : at + width], values[at + 1 : at + width], strict=True)),
+        )
+        for at in range(0, len(ids), width or 1)
+    ]
+
+
+def _chunk(event: dict[str, Any]) -> Chunk:
+    return Chunk(
+        event["sequence_index"],
+        event["text"],
+        event["tokens"],
+        _logprobs(event),
+        event["reason"],
+        event["stop_reason"],
+    )
+
+
+def _accumulate(output: RequestOutput, event: dict[str, Any]) -> None:
+    completion = output.completions[event["sequence_index"]]
+    completion.text += event["text"]
+    completion.token_ids += event["tokens"]
+    completion.logprobs += _logprobs(event)
+    completion.cumulative_logprob = event["cum_logprob"]
+    completion.finish_reason = event["reason"]
+    completion.stop_reason = event["stop_reason"]
+    output.cached_tokens = max(output.cached_tokens, event["cached_tokens"])
+    output.completion_tokens += event["completion_tokens"]

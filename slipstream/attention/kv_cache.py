@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors that hold keys and values, cut into blocks."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """Sizes of a paged cache; ``tokens_per_block`` positions in every block."""
+
+    num_layers: int
+    num_kv_heads: int
+    tokens_per_block: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Keys and values of one block over all layers."""
+        heads = self.num_layers * 2 * self.num_kv_heads
+        return heads * self.tokens_per_block * self.head_dim * self.dtype.itemsize
+
+
+class KvCache:
+    """``pool``: ``[layers, blocks, 2, kv_heads, tokens_per_block, head_dim]``, keys before values.
+
+    Heads come before positions: a block's keys of one head are contiguous, so that gathering a
+    sequence's blocks gives ``[kv_heads, positions, head_dim]`` without a transposition.
+    """
+
+    def __init__(self, shape: KvShape, num_blocks: int, device: torch.device) -> None:
+        self.shape = shape
+        self.num_blocks = num_blocks
+        self.pool = _zeros(
+            (
+                shape.num_layers,
+                num_blocks,
+                2,
+                shape.num_kv_heads,
+                shape.tokens_per_block,
+                shape.head_dim,
+            ),
+            shape.dtype,
+            device,
+        )
+
+    def copy_block(self, source: int, target: int, num_tokens: int) -> None:
+        """Copies the leading positions of a block; the rest of the target becomes zero."""
+        pool = self.pool
+        pool[:, target, :, :, :num_tokens] = pool[:, source, :, :, :num_tokens]
+        if num_tokens < self.shape.tokens_per_block:
+            pool[:, target, :, :, num_tokens:] = 0
+
+    def clear(self, blocks: torch.Tensor) -> None:
+        """Zeroes whole blocks.
+
+        A padded attention multiplies what it masks by zero, and zero times a stale NaN is NaN: a
+        block that the step does not fill must be cleared before its first position is written.
+        """
+        self.pool.index_fill_(1, blocks, 0)
+
+
+def _zeros(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(sizes, dtype=dtype, device=device)
+    # Pages of an anonymous map are zero and take memory only once they are used, so a large pool
+    # costs neither start-up time nor memory that nobody needs.
+    pages = mmap.mmap(-1, max(math.prod(sizes) * dtype.itemsize, 1))
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(sizes)).view(sizes)

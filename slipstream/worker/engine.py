@@ -1,0 +1,201 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Applies step plans to a model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slipstream.attention.interface import BatchLayout
+from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.paged_sdpa import PagedSdpa
+from slipstream.models.decoder import Decoder
+from slipstream.sampling.sampler import Sampled, sample
+from slipstream.worker.frames import TOKEN_FROM_SLOT, SeqFlag, SeqStatus, StepPlan, StepResult
+from slipstream.worker.slots import SlotTable
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRows:
+    """Which hidden states of a step become logits, in this order.
+
+    Sequence by sequence: every position of the chunk if it wants context logits, else its last
+    position if it samples, else nothing.
+    """
+
+    hidden_rows: IntArray
+    sampled_seqs: IntArray  # sequences that sample
+    sampled_rows: IntArray  # their rows among the logits
+    context_rows: IntArray  # [seqs] rows of context logits, at context_starts among the logits
+    context_starts: IntArray
+
+    @classmethod
+    def of(cls, num_tokens: IntArray, flags: npt.NDArray[np.uint32]) -> LogitRows:
+        samples = (flags & SeqFlag.SAMPLE) != 0
+        context = np.where(flags & SeqFlag.CONTEXT_LOGITS, num_tokens, 0)
+        counts = np.where(context, context, samples)
+        ends = np.cumsum(counts)
+        last_tokens = np.cumsum(num_tokens) - 1
+        back = np.repeat(ends, counts) - np.arange(counts.sum()) - 1
+        seqs = np.flatnonzero(samples)
+        return cls(
+            hidden_rows=np.repeat(last_tokens, counts) - back,
+            sampled_seqs=seqs,
+            sampled_rows=ends[seqs] - 1,
+            context_rows=context,
+            context_starts=ends - counts,
+        )
+
+
+class ModelRunner:
+    """A loaded model with its KV cache and slots: everything of a worker but the connection."""
+
+    def __init__(
+        self, decoder: Decoder, cache: KvCache, *, max_num_seqs: int, max_seq_len: int
+    ) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        self.max_seq_len = max_seq_len
+        self.device = decoder.device
+        self._attention = PagedSdpa(cache, decoder.spec.num_heads)
+        self._slots = SlotTable(
+            max_num_seqs, max_seq_len, cache.shape.tokens_per_block, decoder.device
+        )
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> StepResult:
+        """Applies one plan and returns its result.
+
+        In this order: retired and admitted slots, new blocks, block copies, forward, sampling.
+        Plans must come in the order of their step ids. Raises PlanError for a plan that
+        contradicts the ones before it; the runner must not be used after an exception.
+        """
+        slots = self._slots.apply(plan)
+        for copy in plan.copies:
+            self.cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
+        start_ns = time.monotonic_ns()
+        num_tokens = plan.num_tokens.astype(np.int64)
+        rows = LogitRows.of(num_tokens, plan.flags)
+        logits, sampled = None, None
+        if slots.size:
+            hidden = self._forward(plan, slots, num_tokens)
+            if rows.hidden_rows.size:
+                logits = self._logits(hidden, rows)
+                sampled = self._sample(logits, plan, slots, num_tokens, rows)
+        result = self._result(plan, slots, rows, logits, sampled)
+        result.start_ns, result.end_ns = start_ns, time.monotonic_ns()
+        return result
+
+    def _forward(self, plan: StepPlan, slots: IntArray, num_tokens: IntArray) -> torch.Tensor:
+        first = plan.first_position.astype(np.int64)
+        sequence = np.repeat(np.arange(slots.size), num_tokens)
+        shift = first - np.cumsum(num_tokens) + num_tokens
+        positions = np.arange(sequence.size) + shift[sequence]
+        used = int(self._slots.num_blocks[slots].max())
+        table = self._slots.block_table[slots, :used]
+        attention = self._attention.plan(BatchLayout(num_tokens, first, table))
+        token_ids = self._token_ids(plan, slots, sequence)
+        hidden: torch.Tensor = self.decoder(token_ids, self._tensor(positions), attention)
+        return hidden
+
+    def _token_ids(self, plan: StepPlan, slots: IntArray, sequence: IntArray) -> torch.Tensor:
+        token_ids = self._tensor(plan.token_ids.astype(np.int64))
+        from_slot = np.flatnonzero(plan.token_ids == TOKEN_FROM_SLOT)
+        if from_slot.size:
+            last = self._slots.last_token[self._tensor(slots[sequence[from_slot]])]
+            token_ids[self._tensor(from_slot)] = last
+        return token_ids
+
+    def _logits(self, hidden: torch.Tensor, rows: LogitRows) -> torch.Tensor:
+        if rows.hidden_rows.size != hidden.shape[0]:
+            hidden = hidden[self._tensor(rows.hidden_rows)]
+        return self.decoder.logits(hidden)
+
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        plan: StepPlan,
+        slots: IntArray,
+        num_tokens: IntArray,
+        rows: LogitRows,
+    ) -> Sampled | None:
+        seqs = rows.sampled_seqs
+        if not seqs.size:
+            return None
+        chosen = slots[seqs]
+        known = plan.first_position[seqs] + num_tokens[seqs]
+        index = known - self._slots.prompt_len[chosen]
+        if rows.sampled_rows.size != logits.shape[0]:
+            logits = logits[self._tensor(rows.sampled_rows)]
+        sampled = sample(logits, chosen, index, self._slots.sampling)
+        self._slots.last_token[self._tensor(chosen)] = sampled.tokens
+        return sampled
+
+    def _result(
+        self,
+        plan: StepPlan,
+        slots: IntArray,
+        rows: LogitRows,
+        logits: torch.Tensor | None,
+        sampled: Sampled | None,
+    ) -> StepResult:
+        nothing = np.zeros(slots.size, np.uint32)
+        result = StepResult(
+            step_id=plan.step_id,
+            start_ns=0,
+            end_ns=0,
+            slot=plan.slot.copy(),
+            status=nothing.copy(),
+            num_tokens=nothing.copy(),
+            logprob_width=nothing.copy(),
+            context_rows=rows.context_rows.astype(np.uint32),
+            generation_rows=nothing,
+            tokens=np.empty(0, np.int32),
+        )
+        if sampled is not None:
+            self._add_sampled(result, slots, rows, sampled)
+        if logits is not None:
+            result.logits = self._kept_logits(result, rows, logits)
+        return result
+
+    def _add_sampled(
+        self, result: StepResult, slots: IntArray, rows: LogitRows, sampled: Sampled
+    ) -> None:
+        seqs, finite = rows.sampled_seqs, sampled.finite
+        result.status[seqs] = np.where(finite, SeqStatus.OK, SeqStatus.NON_FINITE)
+        result.num_tokens[seqs] = finite
+        result.tokens = sampled.tokens.cpu().numpy()[finite].astype(np.int32)
+        width = sampled.logprobs.width
+        kept = np.repeat(finite, width)
+        result.logprob_width[seqs] = np.where(finite, width, 0)
+        result.logprob_ids = sampled.logprobs.ids[kept]
+        result.logprob_values = sampled.logprobs.values[kept]
+        result.generation_rows[seqs] = self._slots.generation_logits[slots[seqs]] & finite
+
+    def _kept_logits(
+        self, result: StepResult, rows: LogitRows, logits: torch.Tensor
+    ) -> npt.NDArray[np.float32]:
+        """Per sequence, its context rows and then the row it sampled from, flat."""
+        generation = result.generation_rows.astype(np.int64)
+        counts = rows.context_rows + generation
+        if not counts.any():
+            return np.empty(0, np.float32)
+        picked: list[IntArray] = []
+        sampled_row = np.zeros(counts.size, np.int64)
+        sampled_row[rows.sampled_seqs] = rows.sampled_rows
+        for seq in np.flatnonzero(counts):
+            start = rows.context_starts[seq]
+            picked.append(np.arange(start, start + rows.context_rows[seq]))
+            picked.append(np.repeat(sampled_row[seq], generation[seq]))
+        kept = logits[self._tensor(np.concatenate(picked))]
+        return kept.cpu().numpy().reshape(-1)
+
+    def _tensor(self, values: IntArray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device)

@@ -1,0 +1,290 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The bytes between the executor and a worker, as NumPy sees them.
+
+Mirrors ``backend/worker_link/step_frame.h`` and ``backend/executor/step.h``. Everything is
+little-endian; every array of a STEP or RESULT payload starts at a multiple of eight bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MAGIC = 0x4D525453  # "STRM"
+VERSION = 1
+MAX_PAYLOAD = 1 << 33
+TOKEN_FROM_SLOT = -1
+
+UInt32Array = npt.NDArray[np.uint32]
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+RecordArray = npt.NDArray[np.void]
+
+
+class FrameType(IntEnum):
+    CONFIG = 1
+    PROGRESS = 2
+    HELLO = 3
+    ERROR = 4
+    SHUTDOWN = 5
+    STEP = 6
+    RESULT = 7
+    REQUEST = 8
+    REPLY = 9
+
+
+class SeqFlag(IntFlag):
+    SAMPLE = 1
+    CONTEXT_LOGITS = 2
+
+
+class AdmitFlag(IntFlag):
+    GENERATION_LOGITS = 1
+    HISTORY = 2
+
+
+class SeqStatus(IntEnum):
+    OK = 0
+    NON_FINITE = 1
+
+
+FRAME_HEADER = np.dtype(
+    [("magic", "<u4"), ("version", "<u2"), ("type", "<u2"), ("payload_bytes", "<u8")]
+)
+
+STEP_HEADER = np.dtype(
+    [
+        ("step_id", "<u8"),
+        ("num_seqs", "<u4"),
+        ("num_tokens", "<u4"),
+        ("num_new_blocks", "<u4"),
+        ("num_copies", "<u4"),
+        ("num_admitted", "<u4"),
+        ("num_retired", "<u4"),
+        ("num_aux", "<u4"),
+        ("reserved", "<u4"),
+    ]
+)
+
+RESULT_HEADER = np.dtype(
+    [
+        ("step_id", "<u8"),
+        ("start_ns", "<u8"),
+        ("end_ns", "<u8"),
+        ("num_logits", "<u8"),
+        ("num_seqs", "<u4"),
+        ("num_tokens", "<u4"),
+        ("num_logprobs", "<u4"),
+        ("reserved", "<u4"),
+    ]
+)
+
+BLOCK_COPY = np.dtype([("src", "<i4"), ("dst", "<i4"), ("num_tokens", "<i4"), ("reserved", "<i4")])
+
+ADMIT_RECORD = np.dtype(
+    [
+        ("seed", "<u8"),
+        ("slot", "<u4"),
+        ("flags", "<u4"),
+        ("temperature", "<f4"),
+        ("top_k", "<i4"),
+        ("top_p", "<f4"),
+        ("min_p", "<f4"),
+        ("top_p_decay", "<f4"),
+        ("top_p_min", "<f4"),
+        ("top_p_reset_id", "<i4"),
+        ("repetition_penalty", "<f4"),
+        ("presence_penalty", "<f4"),
+        ("frequency_penalty", "<f4"),
+        ("prompt_ignore_length", "<i4"),
+        ("min_tokens", "<i4"),
+        ("num_logprobs", "<i4"),
+        ("prompt_len", "<i4"),
+        ("history_offset", "<u4"),
+        ("history_len", "<u4"),
+        ("end_ids_offset", "<u4"),
+        ("end_ids_len", "<u4"),
+        ("bad_words_offset", "<u4"),
+        ("bad_words_len", "<u4"),
+        ("bias_offset", "<u4"),
+        ("bias_len", "<u4"),
+    ]
+)
+
+_U4 = np.dtype("<u4")
+_I4 = np.dtype("<i4")
+_F4 = np.dtype("<f4")
+
+# Array name, element type, and the header field that counts its elements: in wire order.
+STEP_ARRAYS: tuple[tuple[str, np.dtype[Any], str], ...] = (
+    ("slot", _U4, "num_seqs"),
+    ("num_tokens", _U4, "num_seqs"),
+    ("first_position", _U4, "num_seqs"),
+    ("num_new_blocks", _U4, "num_seqs"),
+    ("flags", _U4, "num_seqs"),
+    ("token_ids", _I4, "num_tokens"),
+    ("new_block_ids", _I4, "num_new_blocks"),
+    ("copies", BLOCK_COPY, "num_copies"),
+    ("admitted", ADMIT_RECORD, "num_admitted"),
+    ("retired", _U4, "num_retired"),
+    ("aux", _I4, "num_aux"),
+)
+
+RESULT_ARRAYS: tuple[tuple[str, np.dtype[Any], str], ...] = (
+    ("slot", _U4, "num_seqs"),
+    ("status", _U4, "num_seqs"),
+    ("num_tokens", _U4, "num_seqs"),
+    ("logprob_width", _U4, "num_seqs"),
+    ("context_rows", _U4, "num_seqs"),
+    ("generation_rows", _U4, "num_seqs"),
+    ("tokens", _I4, "num_tokens"),
+    ("logprob_ids", _I4, "num_logprobs"),
+    ("logprob_values", _F4, "num_logprobs"),
+    ("logits", _F4, "num_logits"),
+)
+
+
+class FrameError(ValueError):
+    """Bytes that are not a valid frame; the connection cannot be used any more."""
+
+
+def aligned(offset: int) -> int:
+    """Where the next array of a STEP or RESULT payload starts."""
+    return (offset + 7) & ~7
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step as the executor decided it. The arrays view the received payload.
+
+    One entry per scheduled sequence in ``slot``, ``num_tokens`` (>= 1), ``first_position``,
+    ``num_new_blocks`` and ``flags`` (:class:`SeqFlag`); ``token_ids`` and ``new_block_ids`` hold
+    the sequences' values one after the other. A token id of ``TOKEN_FROM_SLOT`` means the token
+    that this slot sampled last.
+    """
+
+    step_id: int
+    slot: UInt32Array
+    num_tokens: UInt32Array
+    first_position: UInt32Array
+    num_new_blocks: UInt32Array
+    flags: UInt32Array
+    token_ids: Int32Array
+    new_block_ids: Int32Array
+    copies: RecordArray
+    admitted: RecordArray
+    retired: UInt32Array
+    aux: Int32Array
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a worker returns for a plan: entry i belongs to the plan's sequence i.
+
+    ``logits`` holds, per sequence, its context rows, then its generation rows, each row one
+    float32 a vocabulary entry. Times are CLOCK_MONOTONIC nanoseconds around the forward pass.
+    """
+
+    step_id: int
+    start_ns: int
+    end_ns: int
+    slot: UInt32Array
+    status: UInt32Array
+    num_tokens: UInt32Array
+    logprob_width: UInt32Array
+    context_rows: UInt32Array
+    generation_rows: UInt32Array
+    tokens: Int32Array
+    logprob_ids: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
+    logprob_values: Float32Array = field(default_factory=lambda: np.empty(0, np.float32))
+    logits: Float32Array = field(default_factory=lambda: np.empty(0, np.float32))
+
+
+def parse_step(payload: npt.NDArray[np.uint8]) -> StepPlan:
+    """Views a STEP payload as a plan, without copying.
+
+    ``payload`` must start at an address that is a multiple of eight. Raises FrameError when the
+    counts of the header do not add up to the payload's size.
+    """
+    if payload.size < STEP_HEADER.itemsize:
+        raise FrameError(f"STEP payload of {payload.size} bytes is shorter than its header")
+    header = payload[: STEP_HEADER.itemsize].view(STEP_HEADER)[0]
+    offset = STEP_HEADER.itemsize
+    arrays: dict[str, Any] = {}
+    for name, dtype, count_field in STEP_ARRAYS:
+        end = offset + int(header[count_field]) * dtype.itemsize
+        if end > payload.size:
+            raise FrameError(
+                f"STEP payload of {payload.size} bytes ends inside {name}, which needs {end}"
+            )
+        arrays[name] = payload[offset:end].view(dtype)
+        offset = aligned(end)
+    if offset != aligned(payload.size):
+        raise FrameError(f"STEP payload has {payload.size} bytes; its arrays end at {offset}")
+    return StepPlan(step_id=int(header["step_id"]), **arrays)
+
+
+def encode_result(result: StepResult) -> list[memoryview]:
+    """The RESULT payload as buffers to send one after the other; large arrays are not copied."""
+    header = np.zeros(1, RESULT_HEADER)
+    header["step_id"] = result.step_id
+    header["start_ns"] = result.start_ns
+    header["end_ns"] = result.end_ns
+    header["num_logits"] = result.logits.size
+    header["num_seqs"] = result.slot.size
+    header["num_tokens"] = result.tokens.size
+    header["num_logprobs"] = result.logprob_ids.size
+    arrays = [(getattr(result, name), dtype) for name, dtype, _ in RESULT_ARRAYS]
+    return pack_arrays(header, arrays)
+
+
+def pack_arrays(
+    header: npt.NDArray[Any], arrays: Sequence[tuple[npt.NDArray[Any], np.dtype[Any]]]
+) -> list[memoryview]:
+    """A payload: the fixed header, then the arrays, each at a multiple of eight bytes."""
+    buffers = [_bytes_of(header)]
+    offset = header.nbytes
+    for array, dtype in arrays:
+        if pad := aligned(offset) - offset:
+            buffers.append(memoryview(bytes(pad)))
+        offset += pad
+        if array.size:
+            buffers.append(_bytes_of(np.ascontiguousarray(array, dtype=dtype)))
+        offset += array.size * dtype.itemsize
+    return buffers
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return memoryview(array.view(np.uint8).reshape(-1).data)
+
+
+def encode_frame_header(frame_type: FrameType, payload_bytes: int) -> bytes:
+    header = np.zeros(1, FRAME_HEADER)
+    header["magic"] = MAGIC
+    header["version"] = VERSION
+    header["type"] = frame_type
+    header["payload_bytes"] = payload_bytes
+    return header.tobytes()
+
+
+def parse_frame_header(data: bytes | bytearray | memoryview) -> tuple[FrameType, int]:
+    """The type and payload size of a frame. Raises FrameError for anything not of this version."""
+    header = np.frombuffer(data, FRAME_HEADER, count=1)[0]
+    if header["magic"] != MAGIC:
+        raise FrameError(f"frame magic is {int(header['magic']):#x}, expected {MAGIC:#x}")
+    if header["version"] != VERSION:
+        raise FrameError(f"frame version is {int(header['version'])}, this side speaks {VERSION}")
+    payload_bytes = int(header["payload_bytes"])
+    if payload_bytes > MAX_PAYLOAD:
+        raise FrameError(f"frame payload of {payload_bytes} bytes exceeds {MAX_PAYLOAD}")
+    try:
+        frame_type = FrameType(int(header["type"]))
+    except ValueError:
+        raise FrameError(f"frame type {int(header['type'])} is unknown") from None
+    return frame_type, payload_bytes

@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's conversation with its executor: configuration, greeting, then step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+
+from slipstream.worker.channel import Channel, Frame
+from slipstream.worker.config import WorkerConfig
+from slipstream.worker.frames import FrameError, FrameType, encode_result, parse_step
+
+
+def serve(channel: Channel) -> int:
+    """Answers one executor until it says SHUTDOWN or is gone; returns the process's exit code.
+
+    Any exception is sent as an ERROR frame, with its traceback, and ends the worker with code 1.
+    """
+    try:
+        return _converse(channel)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        return 0  # the executor is gone: there is nobody to tell
+    except Exception as error:  # whatever it was, the executor must learn of it
+        _report(channel, error)
+        return 1
+
+
+def _converse(channel: Channel) -> int:
+    frame = channel.receive()
+    if _is_end(frame):
+        return 0
+    config = WorkerConfig.from_map(_expect(frame, FrameType.CONFIG).map())
+    # torch takes a second to import: a bad configuration or an early end should not wait for it.
+    from slipstream.worker.startup import load_model
+
+    def progress(fraction: float, what: str) -> None:
+        channel.send_map(FrameType.PROGRESS, {"fraction": fraction, "what": what})
+
+    loaded = load_model(config, progress)
+    channel.send_map(FrameType.HELLO, loaded.hello)
+    while not _is_end(frame := channel.receive()):
+        plan = parse_step(_expect(frame, FrameType.STEP).payload)
+        channel.send(FrameType.RESULT, encode_result(loaded.runner.step(plan)))
+    return 0
+
+
+def _is_end(frame: Frame | None) -> bool:
+    return frame is None or frame.type is FrameType.SHUTDOWN
+
+
+def _expect(frame: Frame | None, frame_type: FrameType) -> Frame:
+    if frame is None or frame.type is not frame_type:
+        found = "end of file" if frame is None else frame.type.name
+        raise FrameError(f"expected a {frame_type.name} frame, got {found}")
+    return frame
+
+
+def _report(channel: Channel, error: Exception) -> None:
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):  # the executor may be gone as well
+        channel.send_map(FrameType.ERROR, {"message": str(error), "traceback": text})

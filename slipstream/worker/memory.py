@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory and how many cores this process may use, and how large the KV cache gets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from slipstream.attention.kv_cache import KvShape
+from slipstream.worker.config import ConfigError, WorkerConfig
+
+_CGROUP = Path("/sys/fs/cgroup")
+# Models below this many bytes finish a layer sooner than threads meet at a barrier.
+_ONE_THREAD_BYTES = 32 << 20
+
+
+def num_kv_blocks(config: WorkerConfig, shape: KvShape, device: torch.device) -> int:
+    """Blocks in the pool: from the tokens, the bytes, or the fraction of free memory.
+
+    Raises ConfigError naming the setting if not even one block fits.
+    """
+    if config.kv_cache_tokens:
+        return -(-config.kv_cache_tokens // shape.tokens_per_block)
+    name, budget = "kv_cache_bytes", config.kv_cache_bytes
+    if not budget:
+        name, budget = "kv_cache_fraction", int(free_memory(device) * config.kv_cache_fraction)
+    blocks = budget // shape.bytes_per_block
+    if blocks < 1:
+        raise ConfigError(
+            f"{name} leaves {budget} bytes for the KV cache; one block of "
+            f"{shape.tokens_per_block} tokens takes {shape.bytes_per_block}"
+        )
+    return blocks
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device; on a CPU also within the cgroup's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = _read_number(_CGROUP / "memory.max")
+    used = _read_number(_CGROUP / "memory.current")
+    if limit is not None and used is not None:
+        free = min(free, max(limit - used + _reclaimable(), 0))
+    return free
+
+
+def _reclaimable() -> int:
+    """Bytes of file cache, such as the weights just read, that the cgroup gives up on demand."""
+    lines = (_CGROUP / "memory.stat").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+def default_threads(weight_bytes: int) -> int:
+    """Physical cores that this process may run on, within the cgroup's quota; 1 for tiny models."""
+    if weight_bytes < _ONE_THREAD_BYTES:
+        return 1
+    return physical_cores()
+
+
+def physical_cores() -> int:
+    cpus = os.sched_getaffinity(0)
+    cores = {_siblings(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def _siblings(cpu: int) -> str:
+    file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return str(cpu)  # no topology: every CPU counts as a core
+
+
+def _quota() -> int | None:
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return None
+
+
+def _read_number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return None

@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker remembers between steps: block tables, last tokens and sampling state by slot."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slipstream.sampling.state import SamplingParams, SamplingSlots
+from slipstream.worker.frames import AdmitFlag, Int32Array, StepPlan
+
+IntArray = npt.NDArray[np.int64]
+
+
+class PlanError(ValueError):
+    """A plan that contradicts the plans before it or the model's limits."""
+
+
+class SlotTable:
+    """All slots, ``max_num_seqs`` of them, each with blocks for up to ``max_seq_len`` tokens."""
+
+    def __init__(
+        self, max_num_seqs: int, max_seq_len: int, tokens_per_block: int, device: torch.device
+    ) -> None:
+        self.tokens_per_block = tokens_per_block
+        max_blocks = -(-max_seq_len // tokens_per_block)
+        self.block_table = np.zeros((max_num_seqs, max_blocks), np.int32)
+        self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        self.admitted = np.zeros(max_num_seqs, np.bool_)
+        self.prompt_len = np.zeros(max_num_seqs, np.int64)
+        self.generation_logits = np.zeros(max_num_seqs, np.bool_)
+        self.last_token = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self.sampling = SamplingSlots(max_num_seqs)
+
+    def apply(self, plan: StepPlan) -> IntArray:
+        """Retires, admits and appends new blocks; returns the plan's slots as int64.
+
+        Raises PlanError for slots out of range or not admitted, and for block tables that do not
+        cover the positions of the step.
+        """
+        for slot in plan.retired.tolist():
+            self._check_range(slot)
+            self.admitted[slot] = False
+            self.sampling.retire(slot)
+        for record in plan.admitted:
+            self._admit(record, plan.aux)
+        slots = plan.slot.astype(np.int64)
+        if slots.size and slots.max() >= self.admitted.size:
+            self._check_range(int(slots.max()))
+        if not self.admitted[slots].all():
+            missing = slots[~self.admitted[slots]].tolist()
+            raise PlanError(f"step {plan.step_id} names slots {missing}, which are not admitted")
+        self._append_blocks(plan, slots)
+        return slots
+
+    def _admit(self, record: np.void, aux: Int32Array) -> None:
+        slot = int(record["slot"])
+        self._check_range(slot)
+        self.admitted[slot] = True
+        self.num_blocks[slot] = 0
+        self.prompt_len[slot] = record["prompt_len"]
+        self.generation_logits[slot] = bool(int(record["flags"]) & AdmitFlag.GENERATION_LOGITS)
+        self.sampling.admit(slot, sampling_params(record, aux))
+
+    def _append_blocks(self, plan: StepPlan, slots: IntArray) -> None:
+        counts = plan.num_new_blocks.astype(np.int64)
+        held = self.num_blocks[slots]
+        if counts.any():
+            total = held + counts
+            if total.max() > self.block_table.shape[1]:
+                raise PlanError(
+                    f"step {plan.step_id} gives a slot {total.max()} blocks, the longest "
+                    f"sequence needs {self.block_table.shape[1]}"
+                )
+            entry = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - held, counts)
+            self.block_table[np.repeat(slots, counts), entry] = plan.new_block_ids
+            self.num_blocks[slots] = held = total
+        per_slot = plan.first_position.astype(np.int64) + plan.num_tokens
+        if (per_slot > held * self.tokens_per_block).any():
+            short = slots[per_slot > held * self.tokens_per_block].tolist()
+            raise PlanError(f"step {plan.step_id}: blocks of slots {short} do not cover its tokens")
+
+    def _check_range(self, slot: int) -> None:
+        if slot >= self.admitted.size:
+            raise PlanError(f"slot {slot} is out of range, max_num_seqs is {self.admitted.size}")
+
+
+def sampling_params(record: np.void, aux: Int32Array) -> SamplingParams:
+    """An AdmitRecord, with its lists in the plan's aux array, as SamplingParams."""
+
+    def part(name: str) -> Int32Array:
+        start = int(record[f"{name}_offset"])
+        return aux[start : start + int(record[f"{name}_len"])]
+
+    bias = part("bias").reshape(-1, 2)
+    values = np.ascontiguousarray(bias[:, 1]).view(np.float32)
+    return SamplingParams(
+        seed=int(record["seed"]),
+        temperature=float(record["temperature"]),
+        top_k=int(record["top_k"]),
+        top_p=float(record["top_p"]),
+        min_p=float(record["min_p"]),
+        top_p_decay=float(record["top_p_decay"]),
+        top_p_min=float(record["top_p_min"]),
+        top_p_reset_id=int(record["top_p_reset_id"]),
+        repetition_penalty=float(record["repetition_penalty"]),
+        presence_penalty=float(record["presence_penalty"]),
+        frequency_penalty=float(record["frequency_penalty"]),
+        prompt_ignore_length=int(record["prompt_ignore_length"]),
+        min_tokens=int(record["min_tokens"]),
+        num_logprobs=int(record["num_logprobs"]),
+        prompt_len=int(record["prompt_len"]),
+        history=part("history").astype(np.int64),
+        end_ids=tuple(part("end_ids").tolist()),
+        bad_words=_words(part("bad_words").tolist()),
+        bias=tuple(zip(bias[:, 0].tolist(), values.tolist(), strict=True)),
+    )
+
+
+def _words(packed: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Unpacks n, then n times: length, tokens."""
+    words: list[tuple[int, ...]] = []
+    start = 1
+    for _ in range(packed[0] if packed else 0):
+        length = packed[start]
+        words.append(tuple(packed[start + 1 : start + 1 + length]))
+        start += 1 + length
+    return tuple(words)

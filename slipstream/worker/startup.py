@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a worker configuration to a model that can run its first step."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipstream.attention.kv_cache import KvCache, KvShape
+from slipstream.models.checkpoint import Checkpoint, resolve_checkpoint
+from slipstream.models.decoder import Decoder
+from slipstream.models.loader import Progress, choose_dtype, load_decoder
+from slipstream.models.spec import ArchSpec
+from slipstream.worker.config import ConfigError, WorkerConfig
+from slipstream.worker.engine import ModelRunner
+from slipstream.worker.memory import default_threads, num_kv_blocks
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A runner and what the executor is told of it."""
+
+    runner: ModelRunner
+    hello: dict[str, Any]
+
+
+def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
+    """Loads the checkpoint and allocates the KV cache.
+
+    progress: called with the fraction done, 0 to 1, and what is being done. Raises CheckpointError
+    or ConfigError with a message for the user.
+    """
+    progress(0.0, "reading the checkpoint")
+    device = choose_device(config.device)
+    dummy = config.load_format == "dummy"
+    path = resolve_checkpoint(config.model, config.revision, weights=not dummy)
+    checkpoint = Checkpoint(path)
+    dtype = choose_dtype(config.dtype, checkpoint.spec, device)
+    decoder = load_decoder(
+        checkpoint,
+        dtype,
+        device,
+        dummy_seed=config.seed if dummy else None,
+        progress=lambda fraction, what: progress(0.05 + 0.75 * fraction, what),
+    )
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads or default_threads(decoder.weight_bytes))
+    progress(0.8, "allocating the KV cache")
+    runner = make_runner(config, decoder)
+    progress(0.85, "reading the tokenizer")
+    table = token_table(path, trust_remote_code=config.trust_remote_code)
+    progress(1.0, "ready")
+    return LoadedModel(runner, hello(config, runner, table))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device to run on; ``auto`` takes a GPU if torch sees one. Raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device is {name!r}; torch sees {count} CUDA devices")
+    return device
+
+
+def make_runner(config: WorkerConfig, decoder: Decoder) -> ModelRunner:
+    """Sizes and allocates the KV cache. Raises ConfigError naming the setting at fault."""
+    spec = decoder.spec
+    if config.max_seq_len > spec.max_positions:
+        raise ConfigError(
+            f"max_seq_len is {config.max_seq_len}; the checkpoint's limit is {spec.max_positions}"
+        )
+    shape = KvShape(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        tokens_per_block=config.tokens_per_block,
+        head_dim=spec.head_dim,
+        dtype=decoder.dtype,
+    )
+    cache = KvCache(shape, num_kv_blocks(config, shape, decoder.device), decoder.device)
+    return ModelRunner(
+        decoder,
+        cache,
+        max_num_seqs=config.max_num_seqs,
+        max_seq_len=config.max_seq_len or spec.max_positions,
+    )
+
+
+def token_table(path: Path, *, trust_remote_code: bool) -> bytes:
+    """The detokenizer's table; empty when the checkpoint has no tokenizer."""
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        return b""
+    from transformers import AutoTokenizer  # costs import time
+
+    from slipstream.tokenization.token_table import export_token_table
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    table: bytes = export_token_table(tokenizer)
+    return table
+
+
+def hello(config: WorkerConfig, runner: ModelRunner, table: bytes) -> dict[str, Any]:
+    """The HELLO map."""
+    spec: ArchSpec = runner.decoder.spec
+    cache = runner.cache
+    path = Path(config.model)
+    return {
+        "vocab_size": spec.vocab_size,
+        "max_seq_len": runner.max_seq_len,
+        "num_blocks": cache.num_blocks,
+        "tokens_per_block": cache.shape.tokens_per_block,
+        "bytes_per_block": cache.shape.bytes_per_block,
+        "end_ids": list(spec.end_ids),
+        "pad_id": spec.pad_id,
+        "wants_history": False,
+        "token_table": table,
+        "model_name": path.resolve().name if path.is_dir() else config.model,
+        "device": str(runner.device),
+        "weight_bytes": runner.decoder.weight_bytes,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "pid": os.getpid(),
+    }

@@ -1,0 +1,206 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The whole path below Triton (Executor, step link, worker process) against transformers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from slipstream.api import LLM, SamplingParams
+from slipstream.demo import demo_model_path
+from slipstream.errors import RequestError
+
+VOCAB = 160
+GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        dtype="float32",
+    )
+    path = tmp_path_factory.mktemp("llama")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    rng = random.Random(0)
+    shared = [rng.randrange(VOCAB) for _ in range(70)]
+    lengths = [1, 5, 31, 32, 33, 64, 70]
+    own = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))] for _ in range(6)]
+    return [shared[:n] for n in lengths] + [shared + tail for tail in own] + own
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    outputs = []
+    for prompt in prompts:
+        with torch.no_grad():
+            ids = model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=GREEDY.max_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        outputs.append(ids[0, len(prompt) :].tolist())
+    return outputs
+
+
+def tokens(llm: LLM, prompts: list[list[int]], params: SamplingParams = GREEDY) -> list[list[int]]:
+    return [list(out.completions[0].token_ids) for out in llm.generate(prompts, params)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"enable_prefix_reuse": False},
+        {"max_num_tokens": 1, "max_num_seqs": 1},
+        {"max_num_tokens": 7, "max_num_seqs": 5},
+        {"tokens_per_block": 8, "max_num_tokens": 50},
+        {"kv_cache_tokens": 320, "policy": "max_utilization", "tokens_per_block": 8},
+        {"kv_cache_tokens": 160, "tokens_per_block": 4},
+    ],
+    ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()) or "defaults",
+)
+def test_greedy_tokens_equal_transformers(
+    checkpoint: Path,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+    options: dict[str, object],
+) -> None:
+    settings = {"kv_cache_tokens": 8192} | options
+    with LLM(checkpoint, dtype="float32", **settings) as llm:  # type: ignore[arg-type]
+        assert tokens(llm, prompts) == expected
+        assert tokens(llm, prompts) == expected  # now with whatever the cache kept
+        metrics = llm.metrics()
+        assert metrics["kv_blocks_used"] == 0
+        if options.get("policy") == "max_utilization":
+            assert metrics["preemptions"] > 0
+        if options.get("enable_prefix_reuse") is False:
+            assert metrics["kv_hit_tokens"] == 0
+        else:
+            assert metrics["kv_hit_tokens"] > 0
+
+
+def worker_process() -> psutil.Process:
+    children = psutil.Process().children()
+    return next(c for c in children if "slipstream.worker" in " ".join(c.cmdline()))
+
+
+def test_streams_survive_the_death_of_the_worker(
+    checkpoint: Path, prompts: list[list[int]]
+) -> None:
+    greedy = SamplingParams(max_tokens=200, ignore_eos=True)
+    sampled = SamplingParams(max_tokens=200, ignore_eos=True, temperature=1.0, seed=11)
+    with LLM(checkpoint, dtype="float32", kv_cache_tokens=8192) as llm:
+        undisturbed = [
+            llm.generate(prompt, params)[0].completions[0].token_ids
+            for prompt in prompts[:4]
+            for params in (greedy, sampled)
+        ]
+        results: dict[int, list[int]] = {}
+        begun = threading.Barrier(9)
+
+        def follow(index: int, prompt: list[int], params: SamplingParams) -> None:
+            got: list[int] = []
+            for chunk in llm.stream(prompt, params):
+                if not got:
+                    begun.wait(timeout=60)
+                got += chunk.token_ids
+            results[index] = got
+
+        jobs = [(prompt, params) for prompt in prompts[:4] for params in (greedy, sampled)]
+        threads = [threading.Thread(target=follow, args=(i, *job)) for i, job in enumerate(jobs)]
+        for thread in threads:
+            thread.start()
+        begun.wait(timeout=60)
+        os.kill(worker_process().pid, signal.SIGKILL)
+        for thread in threads:
+            thread.join(timeout=120)
+        assert [results[i] for i in range(len(jobs))] == undisturbed
+        assert llm.metrics()["worker_restarts"] == 1
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[LLM]:
+    with LLM(demo_model_path(), kv_cache_tokens=16384) as llm:
+        yield llm
+
+
+def test_streamed_text_equals_the_whole(demo: LLM) -> None:
+    params = SamplingParams(max_tokens=60)
+    whole = demo.generate("Once upon a time", params)[0]
+    chunks = list(demo.stream("Once upon a time", params))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [t for c in chunks for t in c.token_ids] == whole.completions[0].token_ids
+    assert [c.finish_reason for c in chunks[:-1]] == [""] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == whole.completions[0].finish_reason
+
+
+def test_stop_strings_cut_the_text(demo: LLM) -> None:
+    whole = demo.generate("Once upon a time", SamplingParams(max_tokens=60))[0].text
+    stop = whole[20:26]
+    cut = whole.index(stop)
+    completion = demo.generate("Once upon a time", SamplingParams(max_tokens=60, stop=(stop,)))[
+        0
+    ].completions[0]
+    assert completion.text == whole[:cut]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop_sequence", stop)
+
+
+def test_same_seed_same_tokens_alone_and_among_others(demo: LLM) -> None:
+    params = SamplingParams(max_tokens=20, temperature=1.2, seed=5, ignore_eos=True)
+    alone = demo.generate("Once upon", params)[0].completions[0].token_ids
+    crowd = ["Once upon"] + [f"There was a {i}" for i in range(30)]
+    assert demo.generate(crowd, params)[0].completions[0].token_ids == alone
+    unseeded = SamplingParams(max_tokens=20, temperature=1.5, ignore_eos=True, n=8)
+    distinct = {tuple(c.token_ids) for c in demo.generate("Once", unseeded)[0].completions}
+    assert len(distinct) > 1
+
+
+def test_logprobs_belong_to_the_tokens(demo: LLM) -> None:
+    completion = demo.generate("Once upon a time", SamplingParams(max_tokens=8, logprobs=3))[
+        0
+    ].completions[0]
+    assert [lp.token_id for lp in completion.logprobs] == completion.token_ids
+    for logprob in completion.logprobs:
+        assert len(logprob.top) == 3
+        assert logprob.logprob == pytest.approx(max(logprob.top.values()), abs=1e-5)  # greedy
+    total = sum(lp.logprob for lp in completion.logprobs)
+    assert completion.cumulative_logprob == pytest.approx(total, abs=1e-4)
+
+
+def test_wrong_requests_name_the_field(demo: LLM) -> None:
+    with pytest.raises(RequestError, match=r"top_p\): 1.5 is outside"):
+        demo.generate("x", SamplingParams(top_p=1.5))
+    with pytest.raises(RequestError, match="input_ids: token id 999999"):
+        demo.generate([999999])
+    with pytest.raises(ValueError, match="tempreture"):
+        SamplingParams(tempreture=1.0)  # type: ignore[call-arg]
+    assert demo.metrics()["running"] == 0
