@@ -17,4 +17,8 @@ void BindEngine(pybind11::module_& m);
 // The Executor with a worker process or a scripted worker.
 void BindExecutor(pybind11::module_& m);
 
+// The step link: layout and codec of frames, the scripted model, tokenizer processes.
+// After BindEngine, whose step plans and results it uses.
+void BindLink(pybind11::module_& m);
+
 }  // namespace slipstream

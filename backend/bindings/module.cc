@@ -8,4 +8,6 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ side of Slipstream: the Engine, text, and the links to workers.";
   slipstream::BindText(m);
   slipstream::BindEngine(m);
+  slipstream::BindExecutor(m);
+  slipstream::BindLink(m);
 }

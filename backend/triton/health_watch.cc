@@ -1,0 +1,61 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/health_watch.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <utility>
+
+#include "triton/error.h"
+
+namespace slipstream::triton {
+
+HealthWatch::HealthWatch(Options options)
+    : options_(std::move(options)), thread_([this] { Run(); }) {}
+
+HealthWatch::~HealthWatch() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+bool HealthWatch::Wait(int milliseconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return !wake_.wait_for(lock, std::chrono::milliseconds(milliseconds),
+                         [this] { return stopping_; });
+}
+
+void HealthWatch::Run() {
+  Health last = options_.health();
+  while (Wait(100)) {
+    const Health now = options_.health();
+    if (now == last) continue;
+    const std::string line =
+        "model " + options_.model + " was " + HealthName(last) + ", is " + HealthName(now);
+    if (now == Health::kReady) {
+      LogInfo(line);
+    } else {
+      LogError(line);
+    }
+    last = now;
+    if (now == Health::kDead && options_.exit_on_fatal) Die();
+  }
+}
+
+void HealthWatch::Die() {
+  // The clients' errors first: at most 5 s for handing them over, then a moment for the sockets.
+  for (int i = 0; i < 50 && !options_.idle(); ++i) {
+    if (!Wait(100)) return;
+  }
+  if (!Wait(500)) return;
+  LogError("model " + options_.model + " is dead and exit_on_fatal is set: exiting with code " +
+           std::to_string(kExitCode));
+  // Not exit(): destructors of the server would wait for what does not come any more.
+  _exit(kExitCode);
+}
+
+}  // namespace slipstream::triton

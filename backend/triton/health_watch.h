@@ -1,0 +1,44 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "executor/executor.h"
+
+namespace slipstream::triton {
+
+// Logs the changes of a model's health, and ends the process when the model is dead and
+// `exit_on_fatal` is set: a server that cannot serve any more is better restarted, and servers older
+// than TRITONBACKEND_ModelInstanceReady give a backend no other way to say so.
+class HealthWatch {
+ public:
+  static constexpr int kExitCode = 70;  // EX_SOFTWARE
+  struct Options {
+    std::string model;
+    bool exit_on_fatal = false;
+    std::function<Health()> health;
+    std::function<bool()> idle;  // every client has its last response
+  };
+  explicit HealthWatch(Options options);
+  ~HealthWatch();
+  HealthWatch(const HealthWatch&) = delete;
+  HealthWatch& operator=(const HealthWatch&) = delete;
+
+ private:
+  void Run();
+  bool Wait(int milliseconds);  // false when stopping
+  void Die();
+
+  const Options options_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stopping_ = false;  // guarded by mutex_
+  std::thread thread_;
+};
+
+}  // namespace slipstream::triton

@@ -1,0 +1,70 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/model.h"
+
+#include <exception>
+
+#include "triton/error.h"
+#include "triton/role_detokenize.h"
+#include "triton/role_llm.h"
+#include "triton/role_tokenize.h"
+#include "triton/tensor_table.h"
+
+namespace slipstream::triton {
+namespace {
+
+template <typename RoleModel>
+StatusOr<std::unique_ptr<Model>> Make(ModelConfig config) {
+  auto model = RoleModel::Create(std::move(config));
+  if (!model.ok()) return model.status();
+  return std::unique_ptr<Model>(std::move(model).value());
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Model>> Model::Create(ModelConfig config) {
+  const auto parameter = config.parameters.find("role");
+  if (parameter == config.parameters.end()) {
+    return Status::InvalidArgument(
+        "parameter role: not set; it must be one of llm, tokenize, detokenize");
+  }
+  const auto role = ParseRole(parameter->second);
+  if (!role.ok()) return role.status();
+  if (Status s = CheckDeclaration(*role, config.inputs, config.outputs); !s.ok()) return s;
+  switch (*role) {
+    case Role::kLlm:
+      return Make<LlmModel>(std::move(config));
+    case Role::kTokenize:
+      return Make<TokenizeModel>(std::move(config));
+    case Role::kDetokenize:
+      return Make<DetokenizeModel>(std::move(config));
+  }
+  return Status::Internal("unknown role");
+}
+
+void Model::Execute(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests,
+                    uint32_t count) {
+  for (uint32_t i = 0; i < count; ++i) {
+    auto stream = ResponseStream::Create(instance, requests[i]);
+    if (!stream.ok()) {
+      LogError("a request is lost: " + stream.status().message());
+      continue;
+    }
+    std::unique_ptr<ResponseStream> owned = std::move(stream).value();
+    Status status;
+    try {
+      status = Handle(&owned);
+    } catch (const std::exception& e) {
+      status = Status::Internal(std::string("handling a request: ") + e.what());
+    }
+    if (!status.ok() && owned != nullptr) owned->SendError(status, true);
+  }
+}
+
+void LogWithoutEffect(const std::string& model, const std::vector<std::string>& parameters) {
+  for (const std::string& parameter : parameters) {
+    LogWarning("model " + model + ": parameter without effect: " + parameter);
+  }
+}
+
+}  // namespace slipstream::triton

@@ -1,0 +1,89 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/model_config.h"
+
+#include <nlohmann/json.hpp>
+#include "triton/error.h"
+
+namespace slipstream::triton {
+namespace {
+
+using nlohmann::json;
+
+// Protobuf writes int64 as strings in JSON.
+int64_t ReadInt(const json& object, const char* key) {
+  const auto field = object.find(key);
+  if (field == object.end()) return 0;
+  return field->is_string() ? std::stoll(field->get<std::string>()) : field->get<int64_t>();
+}
+
+std::vector<DeclaredTensor> ReadTensors(const json& config, const char* key) {
+  std::vector<DeclaredTensor> tensors;
+  for (const json& entry : config.value(key, json::array())) {
+    std::string dtype = entry.value("data_type", "");
+    if (dtype.rfind("TYPE_", 0) == 0) dtype.erase(0, 5);
+    tensors.push_back({entry.value("name", ""), dtype});
+  }
+  return tensors;
+}
+
+bool IsSet(const std::string& value) {
+  return value.find_first_not_of(" \t\r\n") != std::string::npos &&
+         value.find("${") == std::string::npos;
+}
+
+ModelConfig Read(const json& config) {
+  ModelConfig result;
+  result.name = config.value("name", "");
+  result.batched = ReadInt(config, "max_batch_size") > 0;
+  if (const auto policy = config.find("model_transaction_policy"); policy != config.end()) {
+    result.decoupled = policy->value("decoupled", false);
+  }
+  if (const auto batching = config.find("dynamic_batching"); batching != config.end()) {
+    result.dynamic_batching = true;
+    result.preserve_ordering = batching->value("preserve_ordering", false);
+  }
+  int64_t instances = 0;
+  for (const json& group : config.value("instance_group", json::array())) {
+    instances += ReadInt(group, "count");
+  }
+  if (instances > 0) result.instance_count = static_cast<int>(instances);
+  result.inputs = ReadTensors(config, "input");
+  result.outputs = ReadTensors(config, "output");
+  const json parameters = config.value("parameters", json::object());
+  for (const auto& [key, entry] : parameters.items()) {
+    const std::string value = entry.value("string_value", "");
+    if (IsSet(value)) result.parameters[key] = value;
+  }
+  return result;
+}
+
+}  // namespace
+
+StatusOr<ModelConfig> ModelConfig::FromJson(std::string_view text) {
+  try {
+    return Read(json::parse(text));
+  } catch (const std::exception& e) {
+    return Status::Internal(std::string("model configuration: ") + e.what());
+  }
+}
+
+StatusOr<ModelConfig> ModelConfig::Of(TRITONBACKEND_Model* model) {
+  TRITONSERVER_Message* message = nullptr;
+  if (Status s = FromTritonError(TRITONBACKEND_ModelConfig(model, 1, &message)); !s.ok()) return s;
+  const char* base = nullptr;
+  size_t size = 0;
+  Status status = FromTritonError(TRITONSERVER_MessageSerializeToJson(message, &base, &size));
+  const std::string text = status.ok() ? std::string(base, size) : std::string();
+  LogIfError(TRITONSERVER_MessageDelete(message), "deleting the configuration message");
+  if (!status.ok()) return status;
+  auto config = FromJson(text);
+  if (!config.ok()) return config;
+  uint64_t version = 1;
+  status = FromTritonError(TRITONBACKEND_ModelVersion(model, &version));
+  if (!status.ok()) return status;
+  config->version = static_cast<int64_t>(version);
+  return config;
+}
+
+}  // namespace slipstream::triton

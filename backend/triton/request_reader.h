@@ -1,0 +1,49 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "executor/request.h"
+#include "executor/status.h"
+#include "executor/token_table.h"
+#include "triton/request_data.h"
+#include "triton/response_plan.h"
+
+namespace slipstream::triton {
+
+// What reading a request of role `llm` needs to know of the model.
+struct ReaderSettings {
+  bool batched = true;
+  bool decoupled = true;
+  bool exclude_input_in_output = false;
+  size_t num_declared_outputs = 0;
+  TRITONSERVER_DataType context_logits_dtype = TRITONSERVER_TYPE_FP32;
+  TRITONSERVER_DataType generation_logits_dtype = TRITONSERVER_TYPE_FP32;
+  int32_t vocab_size = 0;
+  std::vector<int32_t> end_ids;  // the checkpoint's own
+  std::shared_ptr<const TokenTable> token_table;  // null: no text
+};
+
+struct LlmRequest {
+  // The request only stops others: all that carry its id. Nothing else of it was read.
+  bool stop = false;
+  ResponsePlan plan;
+  std::vector<RequestSpec> rows;  // one per row of the batch; contexts are not set
+};
+
+// `now`: CLOCK_MONOTONIC, for deadlines. Ranges of sampling parameters and lengths are the
+// Executor's to check; this reads, maps and refuses.
+StatusOr<LlmRequest> ReadLlmRequest(const RequestData& request, const ReaderSettings& settings,
+                                    TimeNs now);
+
+// The part of it that shapes the responses; what holds for the whole request is read from its first
+// row.
+StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request, const ReaderSettings& settings);
+
+// The number that stands for a salt given as text; 0 for the empty one. Keyed per process.
+uint64_t HashCacheSalt(const std::string& salt);
+
+}  // namespace slipstream::triton

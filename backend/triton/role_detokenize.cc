@@ -1,0 +1,116 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/role_detokenize.h"
+
+#include <utility>
+
+#include "executor/detokenizer.h"
+#include "triton/flow_registry.h"
+#include "triton/tensor_table.h"
+#include "triton/process_factory.h"
+
+namespace slipstream::triton {
+namespace {
+
+// Responses of one stream must come out in the order they came in. Triton keeps it only for a single
+// instance, and in a dynamic batcher only on request.
+Status CheckOrder(const ModelConfig& config) {
+  if (config.instance_count != 1) {
+    return Status::Unsupported("instance_group: " + std::to_string(config.instance_count) +
+                               " instances would reorder the responses of a stream; the limit for "
+                               "role detokenize is 1");
+  }
+  if (config.dynamic_batching && !config.preserve_ordering) {
+    return Status::Unsupported(
+        "dynamic_batching: without preserve_ordering the responses of a stream may be reordered; "
+        "leave it out, or set preserve_ordering: true");
+  }
+  return Status::Ok();
+}
+
+std::vector<std::shared_ptr<FlowListener>> FindFlows(const RequestData& request) {
+  std::vector<std::shared_ptr<FlowListener>> flows;
+  for (int64_t row = 0; row < request.batch(); ++row) {
+    const auto handle = request.Uint64("FLOW", row);
+    if (!handle.ok() || !handle->has_value()) continue;
+    if (auto flow = FlowRegistry::Instance().Find(**handle)) flows.push_back(std::move(flow));
+  }
+  return flows;
+}
+
+Status DecodeRow(const RequestData& request, int64_t row,
+                 const std::shared_ptr<const TokenTable>& table, bool skip_special_tokens,
+                 std::vector<std::string>* texts) {
+  const auto tokens = request.Int32Row("TOKENS_BATCH", row);
+  if (!tokens.ok()) return tokens.status();
+  const auto lengths = request.Int32Row("SEQUENCE_LENGTH", row);
+  if (!lengths.ok()) return lengths.status();
+  const size_t beams = lengths->size();
+  if (beams == 0 || tokens->size() % beams != 0) {
+    return Status::InvalidArgument("SEQUENCE_LENGTH: has " + std::to_string(beams) +
+                                   " values for " + std::to_string(tokens->size()) +
+                                   " ids in TOKENS_BATCH");
+  }
+  const size_t width = tokens->size() / beams;
+  for (size_t beam = 0; beam < beams; ++beam) {
+    const int32_t length = (*lengths)[beam];
+    if (length < 0 || static_cast<size_t>(length) > width) {
+      return Status::InvalidArgument("SEQUENCE_LENGTH: " + std::to_string(length) +
+                                     " is outside 0 .. " + std::to_string(width));
+    }
+    texts->push_back(Detokenizer::Decode(table, tokens->data() + beam * width,
+                                         static_cast<size_t>(length), skip_special_tokens));
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<DetokenizeModel>> DetokenizeModel::Create(ModelConfig config) {
+  const auto parameters = DetokenizeParameters::FromMap(config.parameters);
+  if (!parameters.ok()) return parameters.status();
+  if (Status s = CheckOrder(config); !s.ok()) return s;
+  LogWithoutEffect(config.name, parameters->without_effect);
+  auto table = LoadTokenTable(parameters->tokenizer);
+  if (!table.ok()) return table.status();
+  return std::unique_ptr<DetokenizeModel>(new DetokenizeModel(
+      std::move(config), parameters->skip_special_tokens, std::move(table).value()));
+}
+
+StatusOr<std::vector<std::string>> DetokenizeModel::Texts(
+    const RequestData& request, const std::shared_ptr<const TokenTable>& table,
+    bool skip_special_tokens) {
+  std::vector<std::string> texts;
+  for (int64_t row = 0; row < request.batch(); ++row) {
+    if (request.Find("TEXT") == nullptr) {
+      Status status = DecodeRow(request, row, table, skip_special_tokens, &texts);
+      if (!status.ok()) return status;
+      continue;
+    }
+    auto settled = request.StringRow("TEXT", row);
+    if (!settled.ok()) return settled.status();
+    for (std::string& text : *settled) texts.push_back(std::move(text));
+  }
+  return texts;
+}
+
+Status DetokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
+  const auto data = ReadTritonRequest((*stream)->request(), config().batched);
+  if (!data.ok()) return data.status();
+  const auto flows = FindFlows(*data);
+  if (data->cancelled()) {
+    for (const auto& flow : flows) flow->OnCancelled();
+    return Status::Cancelled("the request was cancelled");
+  }
+  if (Status s = CheckInputs(Role::kDetokenize, *data); !s.ok()) return s;
+  const auto texts = Texts(*data, table_, skip_special_tokens_);
+  if (!texts.ok()) return texts.status();
+  (*stream)->MarkComputeStart();
+  // Clients expect one flat list of all rows and beams.
+  const auto count = static_cast<int64_t>(texts->size());
+  (*stream)->Send({OutputTensor::OfStrings("OUTPUT", {count}, *texts)}, true);
+  for (const auto& flow : flows) flow->OnAcknowledged();
+  return Status::Ok();
+}
+
+}  // namespace slipstream::triton

@@ -1,0 +1,158 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "worker_link/process_worker.h"
+
+#include <sys/epoll.h>
+
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+namespace slipstream {
+namespace {
+
+constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
+
+StatusOr<WorkerInfo> ReadHello(const nlohmann::json& hello) {
+  MapReader read(hello, "the worker's HELLO");
+  WorkerInfo info;
+  info.vocab_size = static_cast<int32_t>(read.Integer("vocab_size", 1, kInt32Max));
+  info.max_seq_len = static_cast<int32_t>(read.Integer("max_seq_len", 1, kInt32Max));
+  info.num_blocks = static_cast<int32_t>(read.Integer("num_blocks", 1, kInt32Max));
+  info.tokens_per_block = static_cast<int32_t>(read.Integer("tokens_per_block", 1, 65536));
+  info.bytes_per_block = read.Integer("bytes_per_block", 0, std::numeric_limits<int64_t>::max());
+  info.end_ids = read.Ids("end_ids");
+  info.pad_id = static_cast<int32_t>(read.Integer("pad_id", -1, kInt32Max));
+  info.wants_history = read.Boolean("wants_history");
+  info.token_table = read.Bytes("token_table");
+  info.model_name = read.String("model_name");
+  info.device = read.String("device");
+  info.weight_bytes = read.Integer("weight_bytes", 0, std::numeric_limits<int64_t>::max());
+  if (!read.status().ok()) return read.status();
+  return info;
+}
+
+bool Watch(int epoll_fd, int fd) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  return ::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+}  // namespace
+
+ProcessWorker::ProcessWorker(ProcessWorkerConfig config) : config_(std::move(config)) {}
+
+ProcessWorker::~ProcessWorker() { Stop(); }
+
+StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
+  Stop();
+  ChildLink::Options options;
+  options.what = "the worker";
+  options.argv = {config_.python};
+  options.argv.insert(options.argv.end(), config_.args.begin(), config_.args.end());
+  options.config = config_.config;
+  options.config["frame_version"] = kFrameVersion;
+  options.load_timeout_ms = config_.load_timeout_ms;
+  options.interrupt_fd = interrupt_.get();
+  options.progress = progress;
+  options.log = config_.log;
+  nlohmann::json hello;
+  auto link = ChildLink::Start(options, &hello);
+  if (!link.ok()) {
+    interrupt_.Clear();
+    return link.status();
+  }
+  StatusOr<WorkerInfo> info = ReadHello(hello);
+  if (!info.ok()) return info;
+  link_ = std::move(link).value();
+  const Status watched = WatchLink();
+  if (!watched.ok()) {
+    Stop();
+    return watched;
+  }
+  return info;
+}
+
+Status ProcessWorker::WatchLink() {
+  epoll_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
+  if (!Watch(epoll_.get(), link_->channel().fd()) || !Watch(epoll_.get(), buffered_.get())) {
+    return Status::Unavailable(std::string("epoll failed: ") + std::strerror(errno));
+  }
+  NoteBuffered();
+  return Status::Ok();
+}
+
+Status ProcessWorker::Send(const StepPlan& plan) {
+  if (!link_ || failed_) return Status::Unavailable("the worker is not running");
+  const Status sent =
+      link_->channel().Write(FrameType::kStep, encoder_.Encode(plan), config_.send_timeout_ms);
+  if (!sent.ok()) {
+    failed_ = true;
+    return link_->Explain(sent);
+  }
+  SentStep step;
+  if (!spare_.empty()) {
+    step = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  step.step_id = plan.step_id;
+  step.slots.assign(plan.slot.begin(), plan.slot.end());
+  in_flight_.push_back(std::move(step));
+  NoteBuffered();
+  return Status::Ok();
+}
+
+WorkerPort::Reply ProcessWorker::Receive(StepResult* result, std::string* why) {
+  if (!link_ || failed_) {
+    return Fail(Status::Unavailable("the worker is not running"), why);
+  }
+  Frame frame;
+  const auto next = link_->channel().Read(&frame);
+  if (!next.ok()) return Fail(link_->Explain(next.status()), why);
+  if (*next == Channel::Next::kNone) {
+    // What is buffered is part of a frame: the rest of it will wake the socket.
+    if (std::exchange(buffered_set_, false)) buffered_.Clear();
+    return Reply::kNone;
+  }
+  if (*next == Channel::Next::kEnd) {
+    return Fail(link_->Explain(Status::Unavailable("the peer closed the connection")), why);
+  }
+  if (frame.type == FrameType::kError) return Fail(link_->TakeError(frame), why);
+  if (frame.type != FrameType::kResult || in_flight_.empty()) {
+    return Fail(link_->Unexpected(frame), why);
+  }
+  const Status decoded = DecodeResult(frame.payload, frame.size, in_flight_.front(), result);
+  if (!decoded.ok()) return Fail(decoded, why);
+  spare_.push_back(std::move(in_flight_.front()));
+  in_flight_.pop_front();
+  NoteBuffered();
+  return Reply::kResult;
+}
+
+void ProcessWorker::NoteBuffered() {
+  if (buffered_set_ || !link_->channel().has_buffered()) return;
+  buffered_set_ = true;
+  buffered_.Set();
+}
+
+WorkerPort::Reply ProcessWorker::Fail(const Status& status, std::string* why) {
+  failed_ = true;
+  *why = status.message();
+  return Reply::kFailed;
+}
+
+void ProcessWorker::Stop() {
+  if (link_) {
+    // A worker that is broken or busy has nothing left to say.
+    link_->Stop(failed_ || !in_flight_.empty() ? 0 : config_.stop_grace_ms);
+  }
+  link_.reset();
+  epoll_.Reset();
+  if (std::exchange(buffered_set_, false)) buffered_.Clear();
+  failed_ = false;
+  in_flight_.clear();
+}
+
+}  // namespace slipstream

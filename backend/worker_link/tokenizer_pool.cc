@@ -1,0 +1,249 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "worker_link/tokenizer_pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+namespace slipstream {
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
+
+StatusOr<TokenizerInfo> ReadHello(const json& hello) {
+  MapReader read(hello, "the tokenizer process's HELLO");
+  TokenizerInfo info;
+  info.vocab_size = static_cast<int32_t>(read.Integer("vocab_size", 1, kInt32Max));
+  info.eos_id = static_cast<int32_t>(read.Integer("eos_id", -1, kInt32Max));
+  info.pad_id = static_cast<int32_t>(read.Integer("pad_id", -1, kInt32Max));
+  info.bos_id = static_cast<int32_t>(read.Integer("bos_id", -1, kInt32Max));
+  info.has_chat_template = read.Boolean("has_chat_template");
+  info.token_table = read.Bytes("token_table");
+  if (!read.status().ok()) return read.status();
+  return info;
+}
+
+Status MalformedReply() { return Status::Internal("the tokenizer process's reply is malformed"); }
+
+bool ReadIds(const json& value, std::vector<int32_t>* ids) {
+  if (!value.is_binary() || value.get_binary().size() % sizeof(int32_t) != 0) return false;
+  const auto& bytes = value.get_binary();
+  ids->resize(bytes.size() / sizeof(int32_t));
+  if (!bytes.empty()) std::memcpy(ids->data(), bytes.data(), bytes.size());
+  return true;
+}
+
+Status ReadError(const json& error) {
+  if (!error.is_object() || !error.contains("code") || !error.contains("message") ||
+      !error["message"].is_string()) {
+    return MalformedReply();
+  }
+  const auto message = error["message"].get<std::string>();
+  if (error["code"] == "invalid_argument") return Status::InvalidArgument(message);
+  if (error["code"] == "unsupported") return Status::Unsupported(message);
+  return Status::Internal(message);
+}
+
+StatusOr<TokenizerReply> ReadReply(const json& map) {
+  if (const auto error = map.find("error"); error != map.end()) return ReadError(*error);
+  TokenizerReply reply;
+  const auto ids = map.find("ids");
+  const auto words = map.find("words");
+  if (ids == map.end() || !ReadIds(*ids, &reply.ids) || words == map.end() || !words->is_object()) {
+    return MalformedReply();
+  }
+  for (const auto& [name, list] : words->items()) {
+    if (!list.is_array()) return MalformedReply();
+    auto& target = reply.words[name];
+    target.resize(list.size());
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (!ReadIds(list[i], &target[i])) return MalformedReply();
+    }
+  }
+  return reply;
+}
+
+json RequestMap(const TokenizerRequest& request) {
+  json map = {{"add_special_tokens", request.add_special_tokens}, {"words", request.words}};
+  if (request.text) map["text"] = *request.text;
+  if (!request.messages.is_null()) map["messages"] = request.messages;
+  if (!request.chat.is_null()) map["chat"] = request.chat;
+  if (request.allow_special) map["allow_special"] = *request.allow_special;
+  return map;
+}
+
+int64_t LeftMs(int64_t deadline_ns) {
+  return std::max<int64_t>(0, (deadline_ns - MonotonicNs()) / 1000000);
+}
+
+}  // namespace
+
+TokenizerPool::TokenizerPool(TokenizerPoolConfig config)
+    : config_(std::move(config)), links_(config_.num_processes) {}
+
+TokenizerPool::~TokenizerPool() { Stop(); }
+
+StatusOr<std::unique_ptr<TokenizerPool>> TokenizerPool::Create(TokenizerPoolConfig config) {
+  if (config.num_processes < 1) {
+    return Status::InvalidArgument("the number of tokenizer processes is " +
+                                   std::to_string(config.num_processes) + ", must be at least 1");
+  }
+  std::unique_ptr<TokenizerPool> pool(  // NOLINT: private constructor
+      new TokenizerPool(std::move(config)));
+  const Status started = pool->StartAll();
+  if (!started.ok()) return started;
+  return {std::move(pool)};
+}
+
+Status TokenizerPool::StartAll() {
+  std::vector<Status> failures(links_.size());
+  std::vector<TokenizerInfo> infos(links_.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < links_.size(); ++i) {
+    threads.emplace_back([this, i, &failures, &infos] {
+      auto link = StartOne(&infos[i]);
+      failures[i] = link.status();
+      if (link.ok()) links_[i] = std::move(link).value();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Status& failure : failures) {
+    if (!failure.ok()) return failure;
+  }
+  info_ = std::move(infos[0]);
+  idle_.resize(links_.size());
+  std::iota(idle_.rbegin(), idle_.rend(), size_t{0});
+  return Status::Ok();
+}
+
+StatusOr<TokenizerPool::Link> TokenizerPool::StartOne(TokenizerInfo* info) const {
+  ChildLink::Options options;
+  options.what = "the tokenizer process";
+  options.argv = {config_.python};
+  options.argv.insert(options.argv.end(), config_.args.begin(), config_.args.end());
+  options.config = {{"version", config_.version},
+                    {"frame_version", kFrameVersion},
+                    {"tokenizer", config_.tokenizer},
+                    {"trust_remote_code", config_.trust_remote_code},
+                    {"revision", config_.revision.empty() ? json() : json(config_.revision)}};
+  options.load_timeout_ms = config_.load_timeout_ms;
+  options.interrupt_fd = stop_.get();
+  options.log = config_.log;
+  json hello;
+  auto link = ChildLink::Start(options, &hello);
+  if (!link.ok()) return link.status();
+  StatusOr<TokenizerInfo> read = ReadHello(hello);
+  if (!read.ok()) return read.status();
+  *info = std::move(read).value();
+  return link;
+}
+
+StatusOr<TokenizerReply> TokenizerPool::Tokenize(const TokenizerRequest& request) {
+  if (request.text.has_value() == !request.messages.is_null()) {
+    return Status::InvalidArgument("exactly one of text and messages must be given");
+  }
+  const json map = RequestMap(request);
+  const int64_t deadline_ns = DeadlineNs(config_.request_timeout_ms);
+  const StatusOr<size_t> index = Take(deadline_ns);
+  if (!index.ok()) return index.status();
+  Link* link = &links_[*index];
+  const bool was_running = *link != nullptr;
+  StatusOr<json> reply = Ask(link, map, deadline_ns);
+  // A process that was killed while it idled shows only now. One that dies of the request itself
+  // does so twice.
+  if (!reply.ok() && *link == nullptr && was_running &&
+      reply.status().code() != StatusCode::kDeadlineExceeded) {
+    reply = Ask(link, map, deadline_ns);
+  }
+  GiveBack(*index);
+  if (!reply.ok()) return reply.status();
+  return ReadReply(*reply);
+}
+
+StatusOr<size_t> TokenizerPool::Take(int64_t deadline_ns) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const bool taken = changed_.wait_for(lock, std::chrono::milliseconds(LeftMs(deadline_ns)),
+                                       [&] { return stopped_ || !idle_.empty(); });
+  if (stopped_) return Status::Unavailable("the tokenizer is stopped");
+  if (!taken) {
+    return Status::Unavailable("all " + std::to_string(links_.size()) +
+                               " tokenizer processes were busy for " +
+                               std::to_string(config_.request_timeout_ms) + " ms");
+  }
+  const size_t index = idle_.back();
+  idle_.pop_back();
+  return index;
+}
+
+void TokenizerPool::GiveBack(size_t index) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  idle_.push_back(index);
+  changed_.notify_one();
+}
+
+// Leaves *link null when the process is of no further use.
+StatusOr<json> TokenizerPool::Ask(Link* link, const json& request, int64_t deadline_ns) {
+  if (*link == nullptr) {
+    TokenizerInfo info;
+    StatusOr<Link> started = StartOne(&info);
+    if (!started.ok()) return started.status();
+    *link = std::move(started).value();
+  }
+  json map = request;
+  int64_t id = 0;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    id = next_id_++;
+  }
+  map["id"] = id;
+  Status failure = (*link)->channel().WriteMap(FrameType::kRequest, map, LeftMs(deadline_ns));
+  if (!failure.ok()) {
+    failure = (*link)->Explain(failure);
+  } else {
+    StatusOr<json> reply = AwaitReply(link->get(), id, deadline_ns);
+    if (reply.ok()) return reply;
+    failure = reply.status();
+  }
+  link->reset();
+  return failure;
+}
+
+StatusOr<json> TokenizerPool::AwaitReply(ChildLink* link, int64_t id, int64_t deadline_ns) {
+  Frame frame;
+  const auto next = link->channel().WaitRead(&frame, deadline_ns, stop_.get());
+  if (!next.ok()) {
+    switch (next.status().code()) {
+      case StatusCode::kCancelled:
+        return Status::Unavailable("the tokenizer is stopped");
+      case StatusCode::kDeadlineExceeded:
+        return Status::DeadlineExceeded("the tokenizer process did not answer within " +
+                                        std::to_string(config_.request_timeout_ms) + " ms");
+      default:
+        return link->Explain(next.status());
+    }
+  }
+  if (*next == Channel::Next::kEnd) {
+    return link->Explain(Status::Unavailable("the peer closed the connection"));
+  }
+  if (frame.type == FrameType::kError) return link->TakeError(frame);
+  if (frame.type != FrameType::kReply) return link->Unexpected(frame);
+  StatusOr<json> map = ParseMap(frame);
+  if (map.ok() && (!map->contains("id") || (*map)["id"] != id)) return MalformedReply();
+  return map;
+}
+
+void TokenizerPool::Stop() {
+  stop_.Set();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  stopped_ = true;
+  changed_.notify_all();
+}
+
+}  // namespace slipstream

@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a configuration to a server that is ready."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from slipstream.cli.console import note, progress_bar, table
+from slipstream.config import ConfigError, SlipstreamConfig
+from slipstream.repository import build_repository, resolve
+from slipstream.repository.plan import make_plan, with_machine_defaults
+from slipstream.repository.render import NAMING
+from slipstream.server import (
+    ServerOptions,
+    TritonProcess,
+    backend_directory,
+    choose_ports,
+    find_tritonserver,
+)
+from slipstream.server.ports import Ports
+
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that is decided before the server starts."""
+
+    config: SlipstreamConfig
+    repository: Path
+    options: ServerOptions
+    models: tuple[str, ...]
+
+    @property
+    def ports(self) -> Ports:
+        return self.options.ports
+
+
+@contextmanager
+def working_folder(repository: Path | None) -> Iterator[Path]:
+    """The folder of the repository: the given one, or one that is gone afterwards."""
+    if repository is not None:
+        repository.mkdir(parents=True, exist_ok=True)
+        yield repository
+        return
+    with tempfile.TemporaryDirectory(prefix="slipstream-") as folder:
+        path = Path(folder) / "repository"
+        path.mkdir()
+        yield path
+
+
+def make_local(config: SlipstreamConfig) -> SlipstreamConfig:
+    """A configuration for this machine: the checkpoint downloaded, the cache sized."""
+    section = config.model
+    updates = {}
+    for name in ("model", "tokenizer"):
+        value = getattr(section, name)
+        if value and not Path(value).is_dir():
+            updates[name] = _download(name, value, section.revision)
+    model = section.model_copy(update=updates)
+    return with_machine_defaults(config.model_copy(update={"model": model}))
+
+
+def prepare(
+    config: SlipstreamConfig,
+    repository: Path,
+    log: Path,
+    *,
+    force: bool = False,
+    extra: tuple[str, ...] = (),
+) -> Prepared:
+    """Plans, writes the repository and chooses server and ports; starts nothing.
+
+    Raises the errors of config, repository and server; each message says what to do.
+    """
+    config = make_local(resolve(config))
+    if config.worker.worker == "process" and config.model.load_format != "dummy":
+        table(make_plan(config).rows(), "memory plan")
+    build_repository(config, repository, force=force)
+    server = config.server
+    options = ServerOptions(
+        repository=repository,
+        backends=backend_directory(),
+        host=server.host,
+        ports=choose_ports(server.host, server.http_port, server.grpc_port, server.metrics_port),
+        log=log,
+        exit_timeout_s=server.exit_timeout_s,
+        log_verbose=server.log_verbose,
+        extra=extra,
+    )
+    return Prepared(config, repository, options, tuple(NAMING[config.repository.naming].values()))
+
+
+def start(prepared: Prepared) -> TritonProcess:
+    """Starts the server; it is not ready yet."""
+    server = find_tritonserver(prepared.config.server.tritonserver)
+    note(f"tritonserver: {server.binary} ({server.source})")
+    return TritonProcess(server, prepared.options)
+
+
+def wait_until_ready(process: TritonProcess, prepared: Prepared) -> float:
+    """Waits with a progress bar; returns the seconds it took. Raises ServerError."""
+    with progress_bar("starting tritonserver") as update:
+        timeout = prepared.config.server.start_timeout_s
+        return process.wait_ready(prepared.models, timeout, update)
+
+
+def _download(name: str, model: str, revision: str) -> str:
+    note(f"downloading {model}")
+    try:
+        return snapshot_download(
+            model, revision=revision or None, allow_patterns=list(_CHECKPOINT_FILES)
+        )
+    except Exception as error:  # the hub client raises many kinds: no network, no such repository
+        raise ConfigError(
+            f"{name} is {model!r}: no such directory, and not to be had from the hub ({error})"
+        ) from None

@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Templates for people whose deploy scripts fill placeholders, made from the same tables.
+
+A placeholder stands where a message field wants a number or a type, so the text is made from a
+message with marker values, which then give way to the placeholders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slipstream.config import Role, SlipstreamConfig, role_parameters
+from slipstream.repository.drop_in import PLACEHOLDERS, QUEUE_SIZE
+from slipstream.repository.render import (
+    RepositorySettings,
+    render_ensemble,
+    render_role,
+    to_text,
+    type_number,
+)
+from slipstream.repository.tensors import (
+    DTYPE_CHOICES,
+    ENCODER_FEATURES,
+    INTERFACES,
+    LOGITS,
+    PROMPT_TABLE,
+)
+
+_BATCH, _INSTANCES, _DELAY = 987650001, 987650002, 987650003
+_QUEUE = 987650004
+_TYPES = {LOGITS: 987651, ENCODER_FEATURES: 987652, PROMPT_TABLE: 987653}
+_ROLES: tuple[Role, ...] = ("tokenize", "llm", "detokenize")
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """Names of placeholders that are not parameters, and what unfilled ones become."""
+
+    batch: str
+    decoupled: str
+    instances: str
+    delay: str
+    mandatory: frozenset[str]
+    defaults: Mapping[str, str]
+
+
+_TYPE_DEFAULTS = {name: f"TYPE_{choices[0]}" for name, choices in DTYPE_CHOICES.items()}
+_SCHEMES = {
+    "slipstream": _Scheme(
+        batch="max_batch_size",
+        decoupled="decoupled",
+        instances="preprocessing_instances",
+        delay="max_queue_delay_us",
+        mandatory=frozenset({"model", "tokenizer"}),
+        defaults={
+            "max_batch_size": "64",
+            "decoupled": "true",
+            "preprocessing_instances": "2",
+            "max_queue_delay_us": "0",
+            **_TYPE_DEFAULTS,
+        },
+    ),
+    "tensorrt_llm": _Scheme(
+        batch="triton_max_batch_size",
+        decoupled="decoupled_mode",
+        instances="preprocessing_instance_count",
+        delay="max_queue_delay_microseconds",
+        mandatory=frozenset(
+            {
+                "engine_dir",
+                "tokenizer_dir",
+                "triton_max_batch_size",
+                "decoupled_mode",
+            }
+        ),
+        defaults={
+            "preprocessing_instance_count": "1",
+            "max_queue_delay_microseconds": "0",
+            "max_queue_size": "0",
+            **_TYPE_DEFAULTS,
+        },
+    ),
+}
+# Placeholders that deploy scripts fill and that mean nothing here, by role.
+_NO_EFFECT: dict[str, dict[str, str]] = {
+    "llm": {
+        "triton_backend": "this configuration names its backend",
+        "max_queue_delay_microseconds": "requests are batched in flight",
+    },
+    "detokenize": {"postprocessing_instance_count": "text in order needs exactly one instance"},
+}
+# Only one of the model's own files is needed to tokenize.
+_OPTIONAL_HERE = {"tokenize": {"engine_dir"}, "llm": {"tokenizer_dir"}}
+
+
+def render_templates(naming: str) -> dict[str, str]:
+    """The text of every template of a naming scheme, by model name."""
+    scheme = _SCHEMES[naming]
+    settings = RepositorySettings(
+        naming=naming,
+        max_batch_size=_BATCH,
+        decoupled=True,
+        preprocessing_instances=_INSTANCES,
+        max_queue_delay_us=_DELAY,
+    )
+    texts = {}
+    for role in _ROLES:
+        message = render_role(role, settings, _parameters(naming, role))
+        if naming == "tensorrt_llm" and role == "tokenize":
+            message.dynamic_batching.default_queue_policy.max_queue_size = _QUEUE
+        _mark_types(message)
+        texts[message.name] = _finish(to_text(message), role, naming, scheme)
+    message = render_ensemble(settings)
+    _mark_types(message, only=LOGITS)
+    texts[message.name] = _finish(to_text(message), "ensemble", naming, scheme)
+    return texts
+
+
+def _parameters(naming: str, role: Role) -> dict[str, str]:
+    if naming == "slipstream":
+        keys: dict[str, str] = {key: key for key in role_parameters(SlipstreamConfig(), role)}
+    else:
+        keys = PLACEHOLDERS[role] | (QUEUE_SIZE if role == "llm" else {})
+    return {key: f"${{{placeholder}}}" for key, placeholder in keys.items()} | {"role": role}
+
+
+def _mark_types(message: Any, only: str = "") -> None:
+    """Replaces the types that a repository may choose by markers."""
+    role = message.parameters["role"].string_value if message.backend else "ensemble"
+    interface = INTERFACES[role]
+    pairs = [
+        *zip(message.input, interface.inputs, strict=True),
+        *zip(message.output, interface.outputs, strict=True),
+    ]
+    for entry, tensor in pairs:
+        if tensor.dtype in _TYPES and only in ("", tensor.dtype):
+            assert entry.data_type == type_number(DTYPE_CHOICES[tensor.dtype][0])
+            entry.data_type = _TYPES[tensor.dtype]
+
+
+def _finish(text: str, role: str, naming: str, scheme: _Scheme) -> str:
+    """Puts the placeholders in, and a header that tools/fill_template.py reads."""
+    markers = {
+        _BATCH: scheme.batch,
+        _INSTANCES: scheme.instances,
+        _DELAY: scheme.delay,
+        _QUEUE: "max_queue_size",
+    } | {number: name for name, number in _TYPES.items()}
+    for marker, name in markers.items():
+        text = text.replace(f": {marker}\n", f": ${{{name}}}\n")
+    text = text.replace("decoupled: true\n", f"decoupled: ${{{scheme.decoupled}}}\n")
+    return "\n".join(_header(text, role, naming, scheme)) + "\n" + text
+
+
+def _header(text: str, role: str, naming: str, scheme: _Scheme) -> list[str]:
+    def used(name: str) -> bool:
+        return f"${{{name}}}" in text
+
+    mandatory = sorted(
+        name for name in scheme.mandatory if used(name) and name not in _OPTIONAL_HERE.get(role, ())
+    )
+    lines = ["# Fill with tools/fill_template.py. Generated by tools/make_templates.py."]
+    if mandatory:
+        lines.append("# mandatory: " + " ".join(mandatory))
+    defaults = [f"{name}={value}" for name, value in scheme.defaults.items() if used(name)]
+    if defaults:
+        lines.append("# default: " + " ".join(defaults))
+    if naming == "tensorrt_llm":
+        lines += [f"# no effect: {n} ({why})" for n, why in _NO_EFFECT.get(role, {}).items()]
+    return lines

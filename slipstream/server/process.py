@@ -1,0 +1,214 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Running one tritonserver process: start, wait until ready, drain, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from slipstream.errors import SlipstreamError
+from slipstream.server.installation import TritonServer, server_environment
+from slipstream.server.ports import Ports
+
+# What the backend logs while a model loads.
+_PROGRESS = re.compile(r"model \S+: (?P<percent>\d{1,3})% (?P<what>[^\"]+)")
+_FAILURE = re.compile(r"^(E\d|error:|.*\bTraceback\b|.*(Error|error): )")
+_TAIL_BYTES = 64 << 10
+_POLL_S = 0.05
+# tritonserver can hang after a fatal signal; it is killed so long after its own time to exit.
+_GRACE_S = 5.0
+
+Progress = Callable[[float, str], None]
+
+
+class ServerError(SlipstreamError, RuntimeError):
+    """The server did not start, or died; the message ends with the tail of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What to run and where it listens."""
+
+    repository: Path
+    backends: Path
+    host: str
+    ports: Ports
+    log: Path
+    exit_timeout_s: int = 35
+    log_verbose: int = 0
+    extra: tuple[str, ...] = ()
+
+
+def command_line(server: TritonServer, options: ServerOptions) -> list[str]:
+    """The arguments that start the server."""
+    host, ports = options.host, options.ports
+    return [
+        str(server.binary),
+        f"--model-repository={options.repository}",
+        f"--backend-directory={options.backends}",
+        f"--http-address={host}",
+        f"--http-port={ports.http}",
+        f"--grpc-address={host}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-address={host}",
+        f"--metrics-port={ports.metrics}",
+        "--disable-auto-complete-config",
+        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--log-verbose={options.log_verbose}",
+        *options.extra,
+    ]
+
+
+class TritonProcess:
+    """A running tritonserver. As a context manager it is stopped at the end.
+
+    Its output goes to ``options.log``. Only this process, by its id, is ever signalled.
+    """
+
+    def __init__(self, server: TritonServer, options: ServerOptions) -> None:
+        """Starts the server; returns before it is ready. Raises ServerError if it cannot run."""
+        self._options = options
+        self._arguments = command_line(server, options)
+        log = options.log.open("wb")
+        try:
+            # A session of its own: Ctrl-C in a terminal reaches us alone, and we drain it.
+            self._process = subprocess.Popen(
+                self._arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=server_environment(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ServerError(f"{server.binary}: {error.strerror}") from None
+        finally:
+            log.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def http_url(self) -> str:
+        host = self._options.host
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        return f"http://{shown}:{self._options.ports.http}"
+
+    def __enter__(self) -> TritonProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def is_ready(self, models: Sequence[str] = ()) -> bool:
+        """Whether the server, and every model named, can serve now."""
+        paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
+        return all(_answers(self.http_url + path) for path in paths)
+
+    def is_live(self) -> bool:
+        """Whether the server answers at all."""
+        return _answers(self.http_url + "/v2/health/live")
+
+    def wait_ready(
+        self,
+        models: Sequence[str] = (),
+        timeout_s: float = 1800,
+        progress: Progress = lambda fraction, what: None,
+    ) -> float:
+        """Waits until all ``models`` are ready; returns the seconds it took.
+
+        progress: called with the fraction loaded (0 to 1) and what is being done.
+
+        Raises:
+            ServerError: the process ended, or was not ready in time.
+        """
+        start = time.monotonic()
+        while not self.is_ready(models):
+            code = self._process.poll()
+            if code is not None:
+                raise ServerError(f"tritonserver ended with {_how(code)}\n{self.explain()}")
+            if time.monotonic() - start > timeout_s:
+                raise ServerError(f"not ready after {timeout_s:.0f} s\n{self.explain()}")
+            progress(*self._loading())
+            time.sleep(_POLL_S)
+        return time.monotonic() - start
+
+    def wait(self) -> int:
+        """Waits until the process ends; returns its exit code."""
+        return self._process.wait()
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Asks the server to drain and exit."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def stop(self) -> int:
+        """Drains, then ends the process, by force if it takes too long; returns its exit code."""
+        if self._process.poll() is None:
+            self.terminate()
+            try:
+                self._process.wait(self._options.exit_timeout_s + _GRACE_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self._process.wait()
+
+    def tail(self, lines: int = 30) -> list[str]:
+        """The last lines of the log."""
+        try:
+            with self._options.log.open("rb") as log:
+                log.seek(0, os.SEEK_END)
+                log.seek(max(0, log.tell() - _TAIL_BYTES))
+                text = log.read().decode("utf-8", "replace")
+        except OSError:
+            return []
+        return text.splitlines()[-lines:]
+
+    def explain(self) -> str:
+        """The log's lines that look like the reason of a failure, then its tail."""
+        reasons = [line for line in self.tail(2000) if _FAILURE.match(line)]
+        shown = [*reasons[:12], "...", *self.tail(8)] if reasons else self.tail(25)
+        return "\n".join([*shown, f"(all of it: {self._options.log})"])
+
+    def _loading(self) -> tuple[float, str]:
+        for line in reversed(self.tail(200)):
+            if match := _PROGRESS.search(line):
+                return int(match["percent"]) / 100, match["what"].strip()
+        return 0.0, "starting tritonserver"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return f"signal {signal.Signals(-code).name}"

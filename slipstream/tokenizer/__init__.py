@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer process: Hugging Face tokenizers and chat templates behind a socket."""

@@ -1,0 +1,225 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "executor/executor.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "doctest/doctest.h"
+#include "worker_link/scripted_worker.h"
+
+namespace slipstream {
+namespace {
+
+struct Ticket : ClientContext {
+  explicit Ticket(int n) : number(n) {}
+  const int number;
+};
+
+// What each submission received; waits without sleeping.
+class Collector : public EventSink {
+ public:
+  struct Stream {
+    std::vector<int32_t> tokens;
+    std::vector<FinishReason> ends;
+    Status error;
+    int done = 0;
+  };
+
+  void OnEvents(std::vector<Event>&& events) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const Event& e : events) {
+      Stream& stream = streams_[static_cast<const Ticket*>(e.context.get())->number];
+      CHECK(stream.done == 0);
+      stream.tokens.insert(stream.tokens.end(), e.tokens.begin(), e.tokens.end());
+      if (e.reason != FinishReason::kNone) stream.ends.push_back(e.reason);
+      if (!e.error.ok()) stream.error = e.error;
+      stream.done += e.request_done ? 1 : 0;
+      done_ += e.request_done ? 1 : 0;
+      tokens_ += static_cast<int>(e.tokens.size());
+    }
+    changed_.notify_all();
+  }
+
+  bool WaitDone(int count) {
+    return Wait([this, count] { return done_ >= count; });
+  }
+  bool WaitTokens(int count) {
+    return Wait([this, count] { return tokens_ >= count; });
+  }
+  Stream Get(int ticket) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return streams_[ticket];
+  }
+
+ private:
+  template <typename Ready>
+  bool Wait(Ready ready) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(60), ready);
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<int, Stream> streams_;
+  int done_ = 0;
+  int tokens_ = 0;
+};
+
+ScriptedWorkerConfig Script(const std::string& json) {
+  auto config = ScriptedWorkerConfig::FromJson(json);
+  REQUIRE_MESSAGE(config.ok(), config.status().message());
+  return *config;
+}
+
+struct Fixture {
+  explicit Fixture(const std::string& script, ExecutorConfig config = {}) {
+    config.restart_backoff_ms = 1;
+    auto created = Executor::Create(
+        config, std::make_unique<ScriptedWorker>(Script(script)), &collector, nullptr);
+    REQUIRE_MESSAGE(created.ok(), created.status().message());
+    executor = std::move(*created);
+  }
+
+  RequestSpec Spec(int ticket, int32_t max_new) const {
+    RequestSpec spec;
+    for (int32_t i = 0; i < 40; ++i) spec.prompt.push_back(100 + ticket % 50 + i);
+    spec.max_new_tokens = max_new;
+    spec.streaming = ticket % 2 == 0;
+    spec.client_id = "id" + std::to_string(ticket % 3);
+    spec.context = std::make_shared<Ticket>(ticket);
+    return spec;
+  }
+
+  Collector collector;
+  std::unique_ptr<Executor> executor;
+};
+
+}  // namespace
+
+TEST_CASE("many threads submit and cancel; everyone gets one end, and all blocks come back") {
+  Fixture f("{}");
+  constexpr int kThreads = 4, kEach = 200;
+  std::atomic<int> accepted{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kEach; ++i) {
+        auto handle = f.executor->Submit(f.Spec(t * kEach + i, 1 + i % 30));
+        if (!handle.ok()) continue;
+        ++accepted;
+        if (i % 7 == 0) f.executor->Cancel(*handle);
+        if (i % 50 == 0) f.executor->CancelByClientId("id1");
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  REQUIRE(f.collector.WaitDone(accepted));
+  f.executor->Shutdown(/*drain=*/true, kNever);
+  const MetricsSnapshot m = f.executor->Metrics();
+  CHECK(m.requests_accepted == static_cast<uint64_t>(accepted));
+  CHECK(m.kv_blocks_used == 0);
+  CHECK(m.running == 0);
+  CHECK(m.waiting == 0);
+}
+
+TEST_CASE("streams continue across the deaths of their worker, nothing repeated or lost") {
+  Fixture f(R"({"die_at_step": 12, "fault_count": 3})");
+  for (int i = 0; i < 16; ++i) REQUIRE(f.executor->Submit(f.Spec(i, 64)).ok());
+  REQUIRE(f.collector.WaitDone(16));
+  for (int i = 0; i < 16; ++i) {
+    const auto stream = f.collector.Get(i);
+    const auto prompt = f.Spec(i, 64).prompt;
+    REQUIRE(stream.tokens.size() == 64);
+    for (size_t k = 0; k < 64; ++k) CHECK(stream.tokens[k] == prompt[k % prompt.size()]);
+    CHECK(stream.ends == std::vector<FinishReason>{FinishReason::kLength});
+  }
+  CHECK(f.executor->Metrics().worker_restarts == 3);
+  CHECK(f.executor->health() == Health::kReady);
+}
+
+TEST_CASE("a worker that hangs is replaced after the watchdog") {
+  ExecutorConfig config;
+  config.watchdog_ms = 50;
+  Fixture f(R"({"stall_at_step": 5})", config);
+  REQUIRE(f.executor->Submit(f.Spec(0, 32)).ok());
+  REQUIRE(f.collector.WaitDone(1));
+  CHECK(f.collector.Get(0).tokens.size() == 32);
+  CHECK(f.executor->Metrics().worker_restarts == 1);
+}
+
+TEST_CASE("a worker that never recovers: every request gets its error, health is dead") {
+  ExecutorConfig config;
+  config.max_restarts = 2;
+  Fixture f(R"({"die_at_step": 1, "fault_count": 100})", config);
+  for (int i = 0; i < 5; ++i) REQUIRE(f.executor->Submit(f.Spec(i, 8)).ok());
+  REQUIRE(f.collector.WaitDone(5));
+  for (int i = 0; i < 5; ++i) {
+    CHECK(f.collector.Get(i).ends == std::vector<FinishReason>{FinishReason::kError});
+  }
+  CHECK(f.executor->health() == Health::kDead);
+  const auto refused = f.executor->Submit(f.Spec(9, 8));
+  CHECK(refused.status().code() == StatusCode::kUnavailable);
+  CHECK(refused.status().message().find("max_restarts = 2") != std::string::npos);
+}
+
+TEST_CASE("cancels and deadlines are served while the worker restarts") {
+  Fixture f(R"({"die_at_step": 3, "start_ms": 1500})");
+  auto handle = f.executor->Submit(f.Spec(0, 1000));
+  REQUIRE(handle.ok());
+  RequestSpec timed = f.Spec(1, 1000);
+  REQUIRE(f.collector.WaitTokens(1));
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  timed.deadline = t.tv_sec * int64_t{1000000000} + t.tv_nsec + 100000000;
+  REQUIRE(f.executor->Submit(std::move(timed)).ok());
+  f.executor->Cancel(*handle);
+  REQUIRE(f.collector.WaitDone(2));
+  CHECK(f.executor->health() == Health::kRecovering);
+  CHECK(f.collector.Get(0).ends == std::vector<FinishReason>{FinishReason::kCancelled});
+  CHECK(f.collector.Get(1).ends == std::vector<FinishReason>{FinishReason::kDeadline});
+}
+
+TEST_CASE("draining finishes what was accepted and refuses the rest") {
+  Fixture f(R"({"step_us": 1000})");
+  for (int i = 0; i < 4; ++i) REQUIRE(f.executor->Submit(f.Spec(i, 50)).ok());
+  std::thread drain([&] { f.executor->Shutdown(/*drain=*/true, kNever); });
+  Status refused;
+  int ticket = 100;
+  while (refused.ok()) {  // until the other thread has closed the door
+    auto handle = f.executor->Submit(f.Spec(ticket++, 1));
+    refused = handle.status();
+  }
+  CHECK(refused.code() == StatusCode::kUnavailable);
+  drain.join();
+  for (int i = 0; i < 4; ++i) CHECK(f.collector.Get(i).tokens.size() == 50);
+  CHECK(f.executor->health() == Health::kStopped);
+}
+
+TEST_CASE("a drain past its deadline ends what is left") {
+  Fixture f(R"({"step_us": 20000})");
+  REQUIRE(f.executor->Submit(f.Spec(0, 2000)).ok());
+  f.executor->Shutdown(/*drain=*/false, 0);
+  const auto stream = f.collector.Get(0);
+  CHECK(stream.ends == std::vector<FinishReason>{FinishReason::kCancelled});
+  CHECK(stream.error.message() == "shutting down");
+}
+
+TEST_CASE("the queue bound holds at submission, whatever the executor's thread is doing") {
+  ExecutorConfig config;
+  config.max_num_seqs = 1;
+  config.max_queue_requests = 3;
+  Fixture f(R"({"step_us": 50000})", config);
+  int refused = 0;
+  for (int i = 0; i < 20; ++i) refused += f.executor->Submit(f.Spec(i, 2)).ok() ? 0 : 1;
+  CHECK(refused >= 16);
+  CHECK(f.executor->Metrics().requests_rejected == static_cast<uint64_t>(refused));
+  REQUIRE(f.collector.WaitDone(20 - refused));
+}
+
+}  // namespace slipstream

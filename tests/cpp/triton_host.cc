@@ -1,0 +1,392 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton_host.h"
+
+#include <chrono>
+#include <stdexcept>
+
+namespace host = slipstream::triton::host;
+
+struct TRITONSERVER_Error {
+  TRITONSERVER_Error_Code code;
+  std::string message;
+};
+struct TRITONSERVER_Message {};
+struct TRITONSERVER_Parameter {
+  std::string name;
+  std::string value;
+};
+struct TRITONSERVER_MetricArgs {};
+struct TRITONSERVER_MetricFamily {
+  std::string name;
+  int metrics = 0;
+};
+struct TRITONSERVER_Metric {
+  TRITONSERVER_MetricFamily* family;
+  std::string sample;
+};
+struct TRITONBACKEND_Input {
+  host::Output tensor;
+};
+struct TRITONBACKEND_Request {
+  host::RequestSpec spec;
+  std::shared_ptr<host::Client> client;
+  std::vector<std::unique_ptr<TRITONBACKEND_Input>> inputs;
+};
+struct TRITONBACKEND_ResponseFactory {
+  std::shared_ptr<host::Client> client;
+};
+struct TRITONBACKEND_Output {
+  host::Output tensor;
+};
+struct TRITONBACKEND_Response {
+  std::shared_ptr<host::Client> client;
+  std::vector<std::unique_ptr<TRITONBACKEND_Output>> outputs;
+};
+
+namespace {
+
+std::atomic<int> g_requests{0};
+std::atomic<int> g_factories{0};
+std::atomic<int> g_responses{0};
+std::atomic<int> g_errors{0};
+std::mutex g_metrics_mutex;
+std::map<std::string, double> g_samples;  // guarded by g_metrics_mutex
+int g_metrics = 0;                        // guarded by g_metrics_mutex
+int g_families = 0;                       // guarded by g_metrics_mutex
+
+void Add(const std::string& sample, double value, bool set) {
+  const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  g_samples[sample] = set ? value : g_samples[sample] + value;
+}
+
+}  // namespace
+
+namespace slipstream::triton::host {
+
+std::vector<std::string> Output::Strings() const {
+  Tensor tensor;
+  tensor.name = name;
+  tensor.data = data;
+  tensor.elements = 1;
+  for (const int64_t dim : shape) tensor.elements *= dim;
+  auto strings = ParseBytesTensor(tensor);
+  if (!strings.ok()) throw std::runtime_error(strings.status().message());
+  return *strings;
+}
+
+const Output* Response::Find(const std::string& name) const {
+  for (const Output& output : outputs) {
+    if (output.name == name) return &output;
+  }
+  return nullptr;
+}
+
+void Client::Receive(Response response) {
+  if (on_response) on_response(response);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (final_) throw std::logic_error("a response after the final one");
+  final_ = response.final;
+  responses_.push_back(std::move(response));
+  changed_.notify_all();
+}
+
+std::vector<Response> Client::WaitFinal() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (!changed_.wait_for(lock, std::chrono::seconds(20), [this] { return final_; })) {
+    throw std::runtime_error("no final response within 20 s");
+  }
+  return responses_;
+}
+
+std::vector<Response> Client::responses() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return responses_;
+}
+
+TRITONBACKEND_Request* NewRequest(const RequestSpec& spec, const std::shared_ptr<Client>& client) {
+  auto* request = new TRITONBACKEND_Request{spec, client, {}};
+  for (const Output& input : spec.inputs) {
+    request->inputs.push_back(std::make_unique<TRITONBACKEND_Input>(TRITONBACKEND_Input{input}));
+  }
+  ++g_requests;
+  return request;
+}
+
+Alive CountAlive() {
+  const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  return {g_requests, g_factories, g_responses, g_errors, g_metrics, g_families};
+}
+
+std::map<std::string, double> Metrics(const std::string& model) {
+  const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  std::map<std::string, double> samples;
+  for (const auto& [key, value] : g_samples) {
+    if (key.rfind(model + "/", 0) == 0) samples[key.substr(model.size() + 1)] = value;
+  }
+  return samples;
+}
+
+}  // namespace slipstream::triton::host
+
+extern "C" {
+
+TRITONSERVER_Error* TRITONSERVER_ErrorNew(TRITONSERVER_Error_Code code, const char* msg) {
+  ++g_errors;
+  return new TRITONSERVER_Error{code, msg};
+}
+void TRITONSERVER_ErrorDelete(TRITONSERVER_Error* error) {
+  --g_errors;
+  delete error;
+}
+TRITONSERVER_Error_Code TRITONSERVER_ErrorCode(TRITONSERVER_Error* error) { return error->code; }
+const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error* error) { return error->message.c_str(); }
+bool TRITONSERVER_LogIsEnabled(TRITONSERVER_LogLevel) { return false; }
+TRITONSERVER_Error* TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char*, const int,
+                                            const char*) {
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message*, const char**,
+                                                        size_t*) {
+  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED, "host double");
+}
+TRITONSERVER_Error* TRITONSERVER_MessageDelete(TRITONSERVER_Message*) { return nullptr; }
+
+TRITONSERVER_Parameter* TRITONSERVER_ParameterNew(const char* name,
+                                                  const TRITONSERVER_ParameterType,
+                                                  const void* value) {
+  return new TRITONSERVER_Parameter{name, static_cast<const char*>(value)};
+}
+void TRITONSERVER_ParameterDelete(TRITONSERVER_Parameter* parameter) { delete parameter; }
+TRITONSERVER_Error* TRITONSERVER_MetricFamilyNew(TRITONSERVER_MetricFamily** family,
+                                                 TRITONSERVER_MetricKind, const char* name,
+                                                 const char*) {
+  const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  ++g_families;
+  *family = new TRITONSERVER_MetricFamily{name};
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricFamilyDelete(TRITONSERVER_MetricFamily* family) {
+  const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  if (family->metrics > 0) {
+    return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "metrics of the family are alive");
+  }
+  --g_families;
+  delete family;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricArgsNew(TRITONSERVER_MetricArgs** args) {
+  *args = new TRITONSERVER_MetricArgs();
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricArgsSetHistogram(TRITONSERVER_MetricArgs*, const double*,
+                                                        const uint64_t) {
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricArgsDelete(TRITONSERVER_MetricArgs* args) {
+  delete args;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricNewWithArgs(TRITONSERVER_Metric** metric,
+                                                   TRITONSERVER_MetricFamily* family,
+                                                   const TRITONSERVER_Parameter** labels,
+                                                   const uint64_t label_count,
+                                                   const TRITONSERVER_MetricArgs*) {
+  const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  std::string sample = labels[0]->value + "/" + family->name;
+  for (uint64_t i = 2; i < label_count; ++i) {  // after model and version
+    sample += "{" + labels[i]->name + "=\"" + labels[i]->value + "\"}";
+  }
+  ++g_metrics;
+  ++family->metrics;
+  *metric = new TRITONSERVER_Metric{family, sample};
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricDelete(TRITONSERVER_Metric* metric) {
+  const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  --g_metrics;
+  --metric->family->metrics;
+  delete metric;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricIncrement(TRITONSERVER_Metric* metric, double value) {
+  Add(metric->sample, value, false);
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricSet(TRITONSERVER_Metric* metric, double value) {
+  Add(metric->sample, value, true);
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONSERVER_MetricObserve(TRITONSERVER_Metric* metric, double value) {
+  Add(metric->sample + "_count", 1, false);
+  Add(metric->sample + "_sum", value, false);
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, const uint32_t,
+                                              TRITONSERVER_Message**) {
+  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED, "host double");
+}
+TRITONSERVER_Error* TRITONBACKEND_ModelVersion(TRITONBACKEND_Model*, uint64_t* version) {
+  *version = 1;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(
+    TRITONBACKEND_ModelInstance*, TRITONBACKEND_Request* request, const bool success,
+    const uint64_t, const uint64_t, const uint64_t, const uint64_t) {
+  ++(success ? request->client->reported_success : request->client->reported_failure);
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(
+    TRITONBACKEND_ModelInstance*, const uint64_t, const uint64_t, const uint64_t, const uint64_t,
+    const uint64_t) {
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_RequestId(TRITONBACKEND_Request* request, const char** id) {
+  *id = request->spec.id.c_str();
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestIsCancelled(TRITONBACKEND_Request* request,
+                                                     bool* is_cancelled) {
+  *is_cancelled = request->client->cancelled;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_InferenceRequestTimeoutMicroseconds(
+    TRITONBACKEND_Request* request, uint64_t* timeout) {
+  *timeout = request->spec.timeout_us;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestParameterCount(TRITONBACKEND_Request* request,
+                                                        uint32_t* count) {
+  *count = static_cast<uint32_t>(request->spec.parameters.size());
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestParameter(TRITONBACKEND_Request* request,
+                                                   const uint32_t index, const char** key,
+                                                   TRITONSERVER_ParameterType* type,
+                                                   const void** vvalue) {
+  const auto entry = std::next(request->spec.parameters.begin(), index);
+  *key = entry->first.c_str();
+  *type = TRITONSERVER_PARAMETER_STRING;
+  *vvalue = entry->second.c_str();
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request* request,
+                                                    uint32_t* count) {
+  *count = static_cast<uint32_t>(request->inputs.size());
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request* request,
+                                                      const uint32_t index,
+                                                      TRITONBACKEND_Input** input) {
+  *input = request->inputs[index].get();
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request* request,
+                                                     uint32_t* count) {
+  *count = static_cast<uint32_t>(request->spec.outputs.size());
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request* request,
+                                                    const uint32_t index,
+                                                    const char** output_name) {
+  *output_name = request->spec.outputs[index].c_str();
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request* request, uint32_t) {
+  ++request->client->released;
+  --g_requests;
+  delete request;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_InputProperties(TRITONBACKEND_Input* input, const char** name,
+                                                  TRITONSERVER_DataType* datatype,
+                                                  const int64_t** shape, uint32_t* dims_count,
+                                                  uint64_t* byte_size, uint32_t* buffer_count) {
+  *name = input->tensor.name.c_str();
+  *datatype = input->tensor.dtype;
+  *shape = input->tensor.shape.data();
+  *dims_count = static_cast<uint32_t>(input->tensor.shape.size());
+  *byte_size = input->tensor.data.size();
+  // Larger tensors come in two pieces, as they do from the network.
+  *buffer_count = input->tensor.data.size() > 64 ? 2 : 1;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_InputBuffer(TRITONBACKEND_Input* input, const uint32_t index,
+                                              const void** buffer, uint64_t* buffer_byte_size,
+                                              TRITONSERVER_MemoryType* memory_type,
+                                              int64_t* memory_type_id) {
+  const std::string& data = input->tensor.data;
+  const size_t cut = data.size() > 64 ? 13 : data.size();
+  *buffer = data.data() + (index == 0 ? 0 : cut);
+  *buffer_byte_size = index == 0 ? cut : data.size() - cut;
+  *memory_type = TRITONSERVER_MEMORY_CPU;
+  *memory_type_id = 0;
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryNew(TRITONBACKEND_ResponseFactory** factory,
+                                                     TRITONBACKEND_Request* request) {
+  ++g_factories;
+  *factory = new TRITONBACKEND_ResponseFactory{request->client};
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryDelete(TRITONBACKEND_ResponseFactory* factory) {
+  --g_factories;
+  delete factory;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactorySendFlags(TRITONBACKEND_ResponseFactory* factory,
+                                                           const uint32_t send_flags) {
+  host::Response response;
+  response.flags_only = true;
+  response.final = (send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL) != 0;
+  factory->client->Receive(std::move(response));
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory* factory,
+                                                             bool* is_cancelled) {
+  *is_cancelled = factory->client->cancelled;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ResponseNewFromFactory(TRITONBACKEND_Response** response,
+                                                         TRITONBACKEND_ResponseFactory* factory) {
+  ++g_responses;
+  *response = new TRITONBACKEND_Response{factory->client, {}};
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response* response,
+                                                 TRITONBACKEND_Output** output, const char* name,
+                                                 const TRITONSERVER_DataType datatype,
+                                                 const int64_t* shape, const uint32_t dims_count) {
+  response->outputs.push_back(std::make_unique<TRITONBACKEND_Output>(
+      TRITONBACKEND_Output{{name, datatype, {shape, shape + dims_count}, ""}}));
+  *output = response->outputs.back().get();
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output* output, void** buffer,
+                                               const uint64_t buffer_byte_size,
+                                               TRITONSERVER_MemoryType* memory_type,
+                                               int64_t* memory_type_id) {
+  output->tensor.data.resize(buffer_byte_size);
+  *buffer = output->tensor.data.data();
+  *memory_type = TRITONSERVER_MEMORY_CPU;
+  *memory_type_id = 0;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ResponseSend(TRITONBACKEND_Response* response,
+                                               const uint32_t send_flags,
+                                               TRITONSERVER_Error* error) {
+  host::Response sent;
+  sent.final = (send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL) != 0;
+  for (const auto& output : response->outputs) sent.outputs.push_back(output->tensor);
+  if (error != nullptr) sent.error = {error->code, error->message};
+  const auto client = response->client;
+  --g_responses;
+  delete response;
+  client->Receive(std::move(sent));
+  return nullptr;
+}
+
+}  // extern "C"

@@ -1,0 +1,119 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include <doctest/doctest.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "triton/histogram_replay.h"
+#include "triton/metrics.h"
+#include "triton_host.h"
+
+namespace slipstream::triton {
+namespace {
+
+Histogram Replayed(const Histogram& before, const Histogram& after) {
+  Histogram result(after.bounds);
+  for (const Observations& seen : ReplayHistogram(before, after)) {
+    for (uint64_t i = 0; i < seen.count; ++i) result.Observe(seen.value);
+  }
+  return result;
+}
+
+TEST_CASE("metrics: a replayed histogram has the same buckets and the same sum") {
+  std::mt19937 random(7);
+  const std::vector<double> bounds = {0.001, 0.01, 0.1, 1, 10};
+  for (int round = 0; round < 200; ++round) {
+    std::lognormal_distribution<double> draw(-4 + round % 5, 2.5);
+    Histogram before(bounds);
+    for (int i = 0; i < round; ++i) before.Observe(draw(random));
+    Histogram after = before;
+    for (int i = 0; i < 1 + round / 4; ++i) after.Observe(draw(random));
+    const Histogram replayed = Replayed(before, after);
+    for (size_t i = 0; i < after.counts.size(); ++i) {
+      CHECK(replayed.counts[i] == after.counts[i] - before.counts[i]);
+    }
+    CHECK(replayed.sum == doctest::Approx(after.sum - before.sum).epsilon(1e-3));
+  }
+  CHECK(ReplayHistogram(Histogram(), Histogram(bounds)).empty());
+}
+
+TEST_CASE("metrics: the nv_trt_llm samples are exactly those of the interface, each with a log key") {
+  const std::map<std::string, std::pair<std::string, std::set<std::string>>> expected = {
+      {"nv_trt_llm_request_metrics",
+       {"request_type", {"active", "max", "scheduled", "context", "waiting"}}},
+      {"nv_trt_llm_runtime_memory_metrics", {"memory_type", {"cpu", "gpu", "pinned"}}},
+      {"nv_trt_llm_kv_cache_block_metrics",
+       {"kv_cache_block_type", {"max", "free", "used", "tokens_per", "reused", "fraction"}}},
+      {"nv_trt_llm_disaggregated_serving_metrics",
+       {"disaggregated_serving_type", {"kv_cache_transfer_ms", "request_count"}}},
+      {"nv_trt_llm_inflight_batcher_metrics",
+       {"inflight_batcher_specific_metric",
+        {"total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests"}}},
+      {"nv_trt_llm_general_metrics", {"general_type", {"timestamp", "iteration_counter"}}},
+  };
+  std::map<std::string, std::pair<std::string, std::set<std::string>>> found;
+  size_t samples = 0;
+  for (const MetricRow& row : MetricRows()) {
+    const bool theirs = std::string(row.family).rfind("nv_trt_llm_", 0) == 0;
+    CHECK(theirs == (row.log_key[0] != '\0'));
+    if (!theirs) continue;
+    ++samples;
+    found[row.family].first = row.label;
+    found[row.family].second.insert(row.label_value);
+  }
+  CHECK(found == expected);
+  MetricsView view;
+  view.snapshot.running = 3;
+  const auto line = nlohmann::json::parse(MetricsLogLine(view));
+  CHECK(line.size() == samples);
+  CHECK(line["Active Request Count"] == 3);
+}
+
+TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go with the model") {
+  MetricsView view;
+  view.health = Health::kReady;
+  view.snapshot.time_to_first_token_s = Histogram({0.1, 1});
+  view.snapshot.inter_token_latency_s = Histogram({0.1, 1});
+  view.snapshot.queue_time_s = Histogram({0.1, 1});
+  view.snapshot.e2e_latency_s = Histogram({0.1, 1});
+  view.snapshot.input_tokens = Histogram({10, 50});
+  view.snapshot.output_tokens = Histogram({10, 50});
+  view.snapshot.input_tokens.Observe(20);
+  std::mutex mutex;
+  const auto before = host::CountAlive();
+  {
+    const auto reporter = MetricsReporter::Create("snapshots", 1, 1, [&] {
+      const std::lock_guard<std::mutex> lock(mutex);
+      return view;
+    });
+    const std::lock_guard<std::mutex> lock(mutex);
+    view.snapshot.running = 5;
+    view.snapshot.kv_hit_tokens = 64;
+    view.snapshot.kv_blocks_cached = 4;
+    view.snapshot.tokens_per_block = 32;
+    view.snapshot.finished[static_cast<size_t>(FinishReason::kLength)] = 2;
+    view.snapshot.input_tokens.Observe(30);
+    view.snapshot.time_to_first_token_s.Observe(0.25);
+  }
+  auto samples = host::Metrics("snapshots");
+  CHECK(samples["slipstream_ready"] == 1);
+  CHECK(samples["slipstream_running"] == 5);
+  CHECK(samples["nv_trt_llm_request_metrics{request_type=\"active\"}"] == 5);
+  CHECK(samples["slipstream_kv_hit_tokens_total"] == 64);
+  CHECK(samples["slipstream_kv_tokens{state=\"cached\"}"] == 128);
+  CHECK(samples["slipstream_requests_finished_total{reason=\"length\"}"] == 2);
+  const std::string input = "nv_llm_input_token_len{response_metric_type=\"total_input_tokens\"}";
+  CHECK(samples[input + "_count"] == 2);
+  CHECK(samples[input + "_sum"] == doctest::Approx(50));
+  CHECK(samples["slipstream_time_to_first_token_seconds_sum"] == doctest::Approx(0.25));
+  CHECK(host::CountAlive().metrics == before.metrics);
+  CHECK(host::CountAlive().families == before.families);
+}
+
+}  // namespace
+}  // namespace slipstream::triton

@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the shared servers serve."""
+
+from __future__ import annotations
+
+from e2e_server import Recipe, Variant
+
+from slipstream.demo import demo_model_path
+
+# Slow enough for the server's own races (cancelled gRPC streams, flooded HTTP streams).
+PACED_STEP_US = 20_000
+_QUICK_STATISTICS = {"stats_check_period_ms": 10, "cancellation_check_period_ms": 10}
+
+SCRIPTED = Recipe(
+    key="scripted",
+    overrides=_QUICK_STATISTICS | {"max_num_seqs": 64},
+    scripted={"emit": "echo", "step_us": 1000, "bytes_per_block": 1024},
+    variants=(
+        Variant("paced", scripted={"step_us": PACED_STEP_US}),
+        Variant("unary", {"decoupled": False}),
+        Variant("unary_fp16", {"decoupled": False, "logits_datatype": "FP16"}, ensemble=False),
+        # One runs, one waits, the third is refused.
+        Variant(
+            "narrow",
+            {"max_num_seqs": 1, "max_queue_requests": 1},
+            {"step_us": PACED_STEP_US},
+        ),
+        # 12 blocks of 4 tokens, handed out until they run out.
+        Variant(
+            "cramped",
+            {"scheduler_policy": "max_utilization", "enable_prefix_reuse": False},
+            {"num_blocks": 12, "tokens_per_block": 4, "step_us": 2000},
+        ),
+        Variant("short", scripted={"max_seq_len": 24}),
+        Variant("counted"),
+        Variant("failing", {"max_restarts": 0}, {"fail_at_step": 4, "fault_count": 1000}),
+        Variant("mortal", {}, {"die_at_step": 40, "fault_count": 1, "step_us": 2000}),
+        Variant("leaving", {}, {"step_us": PACED_STEP_US}, at_start=False),
+        Variant("unstartable", {}, {"fail_starts": 1000}, ensemble=False, at_start=False),
+    ),
+)
+
+DEMO = Recipe(
+    key="demo",
+    overrides=_QUICK_STATISTICS
+    | {
+        "model": str(demo_model_path()),
+        "dtype": "float32",
+        "kv_cache_tokens": 16384,
+        "max_num_seqs": 16,
+        "restart_backoff_ms": 50,
+    },
+    variants=(Variant("unary", {"decoupled": False, "kv_cache_tokens": 4096}),),
+)
+
+TENSORRT_LLM = Recipe(
+    key="tensorrt_llm",
+    overrides=_QUICK_STATISTICS | {"naming": "tensorrt_llm", "max_batch_size": 8},
+    scripted={"emit": "echo", "step_us": 1000},
+    models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble"),
+)

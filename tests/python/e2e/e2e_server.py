@@ -1,0 +1,222 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Real tritonservers for the end-to-end tests: repositories, processes, and at most two at a time."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+from e2e_metrics import Metrics, parse_metrics
+from transformers import AutoTokenizer
+
+from slipstream.config import SlipstreamConfig, load_config, role_parameters
+from slipstream.demo import demo_model_path
+from slipstream.repository import build_repository, resolve
+from slipstream.repository.render import (
+    RepositorySettings,
+    render_ensemble,
+    render_role,
+    to_text,
+)
+from slipstream.server import (
+    ServerOptions,
+    TritonProcess,
+    backend_directory,
+    choose_ports,
+    find_tritonserver,
+)
+from slipstream.tokenization import export_token_table
+
+HOST = "127.0.0.1"
+VOCAB = 2560  # of the demo tokenizer
+END_ID = 2
+MAX_SERVERS = 2
+START_TIMEOUT_S = 120.0
+
+
+@cache
+def tokenizer() -> Any:
+    """The demo model's tokenizer."""
+    return AutoTokenizer.from_pretrained(demo_model_path())
+
+
+def decode(ids: Sequence[int]) -> str:
+    """What transformers makes of the ids, special tokens left out."""
+    return str(tokenizer().decode(list(ids), skip_special_tokens=True))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One more `llm` (and its ensemble) in a repository: options that differ from the base."""
+
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    scripted: Mapping[str, Any] = field(default_factory=dict)
+    ensemble: bool = True
+    at_start: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a server serves."""
+
+    key: str
+    overrides: Mapping[str, Any]
+    variants: tuple[Variant, ...] = ()
+    scripted: Mapping[str, Any] | None = None  # None: the real worker
+    models: tuple[str, ...] = ("preprocessing", "llm", "postprocessing", "ensemble")
+
+
+class Server:
+    """A running tritonserver with what tests ask of it."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.repository = folder / "models"
+        write_repository(recipe, self.repository)
+        loaded = list(recipe.models)
+        for variant in recipe.variants:
+            if variant.at_start:
+                loaded += [variant.name] + [f"{variant.name}_ensemble"] * variant.ensemble
+        self.ports = choose_ports(HOST)
+        self.process = TritonProcess(
+            find_tritonserver(),
+            ServerOptions(
+                repository=self.repository,
+                backends=backend_directory(),
+                host=HOST,
+                ports=self.ports,
+                log=folder / "server.log",
+                extra=(
+                    "--model-control-mode=explicit",
+                    "--metrics-interval-ms=100",
+                    *(f"--load-model={name}" for name in loaded),
+                ),
+            ),
+        )
+        try:
+            self.process.wait_ready(loaded, START_TIMEOUT_S)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    @property
+    def grpc(self) -> str:
+        return f"{HOST}:{self.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        return f"{HOST}:{self.ports.http}"
+
+    def metrics(self) -> Metrics:
+        """The samples at /metrics now."""
+        url = f"http://{HOST}:{self.ports.metrics}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return parse_metrics(response.read().decode())
+
+    def is_ready(self, model: str) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.http}/v2/models/{model}/ready", timeout=10):
+                return True
+        except urllib.error.HTTPError:
+            return False
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes that are children of this server."""
+        children = psutil.Process(self.process.pid).children()
+        return [c for c in children if "slipstream.worker" in c.cmdline()]
+
+    def stop(self) -> int:
+        return self.process.stop()
+
+
+def write_repository(recipe: Recipe, folder: Path) -> None:
+    """The generated repository, and the variants beside it."""
+    folder.mkdir(parents=True)
+    config = _config(recipe, {}, {}, folder)
+    build_repository(config, folder)
+    for variant in recipe.variants:
+        config = _config(recipe, variant.overrides, variant.scripted, folder)
+        settings = RepositorySettings.of(config)
+        message = render_role("llm", settings, role_parameters(config, "llm"))
+        _write(folder, variant.name, message)
+        if variant.ensemble:
+            ensemble = render_ensemble(settings)
+            for step in ensemble.ensemble_scheduling.step:
+                if step.model_name == "llm":
+                    step.model_name = variant.name
+            _write(folder, f"{variant.name}_ensemble", ensemble)
+
+
+def _write(folder: Path, name: str, message: Any) -> None:
+    message.name = name
+    (folder / name / "1").mkdir(parents=True)
+    (folder / name / "config.pbtxt").write_text(to_text(message), encoding="utf-8")
+
+
+def _config(
+    recipe: Recipe, overrides: Mapping[str, Any], scripted: Mapping[str, Any], folder: Path
+) -> SlipstreamConfig:
+    values = dict(recipe.overrides) | dict(overrides)
+    if recipe.scripted is not None:
+        table = folder.parent / "token_table"
+        if not table.exists():
+            table.write_bytes(export_token_table(tokenizer()))
+        values.setdefault("worker", "scripted")
+        if values["worker"] == "scripted":
+            base = {"vocab_size": VOCAB, "end_ids": [END_ID], "token_table_file": str(table)}
+            values["scripted"] = base | dict(recipe.scripted) | dict(scripted)
+        values["tokenizer"] = str(demo_model_path())
+    return resolve(load_config(None, values))
+
+
+class ServerPool:
+    """Starts servers when they are asked for; keeps the last two running."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: dict[str, Server] = {}
+        self._starts = 0
+
+    def get(self, recipe: Recipe) -> Server:
+        server = self._running.pop(recipe.key, None)
+        if server is None:
+            self._make_room()
+            server = self._start(recipe)
+        self._running[recipe.key] = server  # the last one is the one used last
+        return server
+
+    @contextmanager
+    def own(self, recipe: Recipe) -> Iterator[Server]:
+        """A server for one test alone, which may do with it what it likes."""
+        self._make_room()
+        server = self._start(recipe)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    def close(self) -> None:
+        while self._running:
+            self._stop_oldest()
+
+    def _start(self, recipe: Recipe) -> Server:
+        self._starts += 1
+        folder = self._folder / f"{recipe.key}-{self._starts}"
+        folder.mkdir()
+        return Server(recipe, folder)
+
+    def _make_room(self) -> None:
+        while len(self._running) >= MAX_SERVERS:
+            self._stop_oldest()
+
+    def _stop_oldest(self) -> None:
+        self._running.pop(next(iter(self._running))).stop()

@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slipstream.repository import lint_repository
+from tests.python.toolkit.mutants import mutants
+
+
+def change(repository: Path, model: str, old: str, new: str) -> None:
+    file = repository / model / "config.pbtxt"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new", "expected"),
+    [
+        ("llm", 'name: "beam_width"', 'name: "beam_with"',
+         "input[beam_with]: no such tensor; the nearest is 'beam_width'"),
+        ("llm", "max_batch_size: 64", "max_batch_siz: 64",
+         "line 2: max_batch_siz: ModelConfig has no such field; the nearest is 'max_batch_size'"),
+        ("llm", "optional: true", "optionl: true",
+         "optionl: ModelInput has no such field; the nearest is 'optional'"),
+        ("llm", "max_batch_size: 64", "max_batch_size: ${n}", "line 2: Expected integer"),
+        ("llm", "data_type: TYPE_INT32", "data_type: TYPE_INT64",
+         "input[input_ids].data_type: must be TYPE_INT32"),
+        ("llm", "dims: -1", "dims: 3", "input[input_ids].dims: [3], must be [-1]"),
+        ("llm", 'key: "max_num_seqs"', 'key: "max_num_seq"',
+         "parameters[max_num_seq]: unknown; the nearest is 'max_num_seqs'"),
+        ("llm", 'string_value: "guaranteed_no_evict"', 'string_value: "evict"',
+         "parameters[scheduler_policy]: is 'evict'; must be 'guaranteed_no_evict' or"),
+        ("llm", 'string_value: "0.9"', 'string_value: "1.9"',
+         "parameters[kv_cache_fraction]: is '1.9'; must be less than or equal to 1"),
+        ("llm", 'string_value: "auto"', 'string_value: "${dtype}"',
+         "placeholder left in '${dtype}'"),
+        ("llm", 'string_value: "{}"', 'string_value: "{"', "parameters[scripted]: is not JSON"),
+        ("llm", 'string_value: "llm"', 'string_value: "lm"',
+         "parameters[role]: 'lm' is none of llm, tokenize, detokenize; the nearest is 'llm'"),
+        ("llm", 'name: "llm"', 'name: "other"', "name: 'other' differs from the folder's name"),
+        ("postprocessing", "count: 1", "count: 2", "instance_group.count: 2: must be 1"),
+        ("ensemble", 'model_name: "llm"', 'model_name: "lm"',
+         "step[lm]: no such model; the nearest is 'llm'"),
+        ("ensemble", 'key: "QUERY"', 'key: "QUERIES"',
+         "step[preprocessing].input_map[QUERIES]: preprocessing has no such input; the nearest is "
+         "'QUERY'"),
+        ("ensemble", 'value: "_input_ids"', 'value: "_inputs"',
+         "step[llm].input_map[input_ids]: nothing makes '_input_ids'; the nearest is"),
+        ("ensemble", 'value: "temperature"', 'value: "top_k"',
+         "step[llm].input_map[temperature]: is TYPE_FP32, but the client makes TYPE_INT32"),
+        ("ensemble", 'value: "bad_words"', 'value: "text_input"',
+         "tensor[bad_words]: made by the client, but never used"),
+        ("ensemble", "max_batch_size: 64", "max_batch_size: 128", "takes batches of 64"),
+        ("ensemble", 'platform: "ensemble"', 'platform: "ensembl"', "'ensembl', must be 'ensemble'"),
+    ],
+)  # fmt: skip
+def test_faults_are_named(
+    repository: Path, model: str, old: str, new: str, expected: str
+) -> None:
+    change(repository, model, old, new)
+    lines = [str(finding) for finding in lint_repository(repository)]
+    assert any(expected in line for line in lines), "\n".join(lines)
+    assert all("\n" not in line for line in lines)
+    assert any(f"{model}/config.pbtxt" in line for line in lines)
+
+
+def test_first_outputs_keep_their_order(repository: Path) -> None:
+    change(repository, "llm", 'name: "output_ids"', 'name: "was_first"')
+    change(repository, "llm", 'name: "sequence_length"', 'name: "output_ids"')
+    change(repository, "llm", 'name: "was_first"', 'name: "sequence_length"')
+    lines = [str(finding) for finding in lint_repository(repository)]
+    assert any("the first must be output_ids and sequence_length" in line for line in lines)
+
+
+def test_version_folder_is_needed(repository: Path) -> None:
+    (repository / "llm" / "1").rmdir()
+    assert [str(f).split(": ")[-1] for f in lint_repository(repository)] == [
+        "llm has no version folder; create llm/1"
+    ]
+
+
+def test_other_backends_are_left_alone(repository: Path) -> None:
+    (repository / "mine" / "1").mkdir(parents=True)
+    (repository / "mine" / "config.pbtxt").write_text('name: "mine"\nbackend: "python"\n')
+    assert [f.severity for f in lint_repository(repository)] == ["warning"]
+
+
+def test_not_a_repository(tmp_path: Path) -> None:
+    assert [f.severity for f in lint_repository(tmp_path)] == ["error"]
+
+
+def missed(repository: Path, every: int) -> tuple[int, list[str]]:
+    """How many mutants were tried, and those that lint did not find."""
+    tried, escaped = 0, []
+    for file in sorted(repository.glob("*/config.pbtxt")):
+        text = file.read_text()
+        for number, (what, damaged) in enumerate(mutants(text)):
+            if number % every:
+                continue
+            file.write_text(damaged)
+            tried += 1
+            if not lint_repository(repository):
+                escaped.append(f"{file.parent.name}: {what}")
+        file.write_text(text)
+    return tried, escaped
+
+
+def test_lint_finds_a_sample_of_mutants(repository: Path) -> None:
+    tried, escaped = missed(repository, every=17)
+    assert tried > 200
+    assert len(escaped) <= 0.01 * tried, escaped
+
+
+@pytest.mark.slow
+def test_lint_finds_mutants(repository: Path) -> None:
+    tried, escaped = missed(repository, every=1)
+    assert tried > 3000
+    assert len(escaped) <= 0.01 * tried, escaped

@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slipstream.config import SlipstreamConfig
+from slipstream.repository.checkpoint import CheckpointError, read_checkpoint
+from slipstream.repository.plan import Memory, PlanError, make_plan, size, with_machine_defaults
+from tests.python.toolkit.conftest import CONFIG, SHAPES, write_safetensors
+
+Configure = Callable[..., SlipstreamConfig]
+# 2 (keys, values) x 2 layers x 2 heads x 8 x 2 bytes
+PER_TOKEN = 128
+WEIGHTS = 1024 * 2
+
+
+def memory(free: int) -> Memory:
+    return Memory("cpu", free)
+
+
+def test_fraction_of_what_the_weights_leave(configure: Configure) -> None:
+    config = configure(kv_cache_fraction=0.5, tokens_per_block=16)
+    plan = make_plan(config, memory(WEIGHTS + 20 * 16 * PER_TOKEN + 100))
+    assert plan.weight_bytes == WEIGHTS
+    assert plan.kv_bytes_per_token == PER_TOKEN
+    assert plan.bytes_per_block == 16 * PER_TOKEN
+    assert plan.num_blocks == 10
+    assert plan.kv_tokens == 160
+    assert plan.total_bytes == WEIGHTS + 160 * PER_TOKEN
+    assert plan.max_seq_len == 128
+
+
+def test_tokens_win_and_are_rounded_up(configure: Configure) -> None:
+    config = configure(kv_cache_tokens=33, kv_cache_bytes=1 << 20)
+    plan = make_plan(config, memory(1 << 20))
+    assert (plan.num_blocks, plan.budget_source) == (2, "kv_cache_tokens")
+
+
+def test_bytes_are_rounded_down(configure: Configure) -> None:
+    plan = make_plan(configure(kv_cache_bytes=3 * 32 * PER_TOKEN - 1), memory(1 << 20))
+    assert (plan.num_blocks, plan.budget_source) == (2, "kv_cache_bytes")
+
+
+def test_dtype_doubles_everything(configure: Configure) -> None:
+    plan = make_plan(configure(dtype="float32", kv_cache_tokens=32), memory(1 << 20))
+    assert (plan.weight_bytes, plan.kv_bytes_per_token) == (2 * WEIGHTS, 2 * PER_TOKEN)
+
+
+def test_rows_say_the_arithmetic(configure: Configure) -> None:
+    plan = make_plan(configure(kv_cache_tokens=256), memory(1 << 20))
+    rows = dict(plan.rows())
+    assert rows["weights"] == "1,024 x bfloat16 = 2.0 KiB"
+    assert rows["KV cache per token"] == "2 x 2 layers x 2 heads x 8 x bfloat16 = 128 B"
+    assert rows["KV cache"] == "8 blocks = 256 tokens = 32.0 KiB"
+    assert "2 of that length fit at once" in rows["longest request"]
+    assert "side by side: up to 68.0 KiB" in rows["a reload"]
+
+
+@pytest.mark.parametrize(
+    ("options", "free", "message"),
+    [
+        ({}, 1000, r"does not fit: weights take 1,024 x bfloat16 = 2\.0 KiB, cpu has 1000 B free"),
+        ({"kv_cache_tokens": 3200}, 10000, r"kv_cache_tokens asks for 400\.0 KiB; cpu has 9\.8 KiB"),
+        ({}, WEIGHTS + 100, r"kv_cache_fraction 0\.9 .* gives 90 B, one block of 32 tokens takes"),
+        ({"max_seq_len": 129}, 1 << 20, "max_seq_len is 129; the checkpoint's limit is 128"),
+    ],
+)
+def test_the_impossible_is_refused(
+    configure: Configure, options: dict[str, Any], free: int, message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        make_plan(configure(**options), memory(free))
+
+
+def test_missing_gpu_is_refused(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(PlanError, match="device is 'cuda:3'; nvidia-smi lists 0 GPUs"):
+        make_plan(configure(device="cuda:3"))
+
+
+def test_gpus_are_read_from_nvidia_smi(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, NVIDIA H200, 143771, 1000'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    plan = make_plan(configure(kv_cache_tokens=32))
+    assert plan.memory == Memory("cuda:0 (NVIDIA H200)", 1000 << 20)
+
+
+def test_on_a_cpu_the_cache_takes_less_by_default(configure: Configure) -> None:
+    assert with_machine_defaults(configure(device="cpu")).kv_cache.kv_cache_fraction == 0.25
+    given = configure(device="cpu", kv_cache_fraction=0.9)
+    assert with_machine_defaults(given).kv_cache.kv_cache_fraction == 0.9
+    assert with_machine_defaults(configure(device="cuda")).kv_cache.kv_cache_fraction == 0.9
+
+
+def test_sharded_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    index = {}
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        shard = f"model-{number}.safetensors"
+        write_safetensors(tmp_path / shard, {name: shape})
+        index[name] = shard
+    write_safetensors(tmp_path / "unused.safetensors", {"x": [999]})
+    text = json.dumps({"weight_map": index})
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    assert read_checkpoint(str(tmp_path)).parameters == 1024
+
+
+def test_demo_model_agrees_with_the_worker() -> None:
+    import torch
+
+    from slipstream.demo import demo_model_path
+    from slipstream.models.checkpoint import Checkpoint
+    from slipstream.models.loader import load_decoder
+
+    path = demo_model_path()
+    decoder = load_decoder(Checkpoint(path), torch.bfloat16, torch.device("cpu"))
+    assert read_checkpoint(str(path)).weight_bytes("bfloat16") == decoder.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json: No such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: "),
+        (lambda folder: (folder / "config.json").write_text("{}"), "no num_attention_heads"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors files"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"a" * 20), "not a safetensors"),
+    ],
+)
+def test_damaged_checkpoints_are_named(
+    checkpoint: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(checkpoint)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(str(checkpoint))
+    assert message in str(caught.value)
+
+
+def test_sizes_for_people() -> None:
+    assert [size(n) for n in (5, 1536, 3 << 20, 5 << 30)] == [
+        "5 B",
+        "1.5 KiB",
+        "3.0 MiB",
+        "5.00 GiB",
+    ]
