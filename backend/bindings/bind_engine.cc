@@ -220,10 +220,8 @@ void BindEngineClass(py::module_& m) {
            })
       .def("on_result", [](Engine& engine, const StepResult& result,
                            TimeNs now) { ThrowIfError(engine.OnResult(result, now)); })
-      .def("on_worker_lost",
-           [](Engine& engine, const std::string& why, TimeNs now) {
-             engine.OnWorkerLost(Status::Internal(why), now);
-           })
+      .def("on_worker_lost", [](Engine& engine, const std::string& why,
+                                TimeNs now) { engine.OnWorkerLost(Status::Internal(why), now); })
       .def("take_events",
            [](Engine& engine) {
              py::list events;

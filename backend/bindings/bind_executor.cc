@@ -31,9 +31,7 @@ TimeNs MonotonicNow() {
   return static_cast<TimeNs>(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
-TimeNs After(double seconds) {
-  return MonotonicNow() + static_cast<TimeNs>(seconds * 1e9);
-}
+TimeNs After(double seconds) { return MonotonicNow() + static_cast<TimeNs>(seconds * 1e9); }
 
 // Which submission an event belongs to, in the caller's own numbering: events may arrive before
 // submit() has returned an id.
@@ -173,8 +171,8 @@ void BindExecutor(py::module_& m) {
             self.executor().Shutdown(drain, After(timeout_s));
           },
           py::arg("drain") = false, py::arg("timeout_s") = 0.0)
-      .def_property_readonly(
-          "health", [](PyExecutor& self) { return HealthName(self.executor().health()); })
+      .def_property_readonly("health",
+                             [](PyExecutor& self) { return HealthName(self.executor().health()); })
       .def_property_readonly("worker_info",
                              [](PyExecutor& self) { return self.executor().worker_info(); })
       .def_property_readonly(

@@ -16,12 +16,12 @@ namespace {
 using Setter = std::function<void(RequestSpec*, const py::handle&)>;
 
 template <typename T>
-Setter Field(T RequestSpec::*member) {
+Setter Field(T RequestSpec::* member) {
   return [member](RequestSpec* spec, const py::handle& value) { spec->*member = value.cast<T>(); };
 }
 
 template <typename T>
-Setter Sampling(T SamplingParams::*member) {
+Setter Sampling(T SamplingParams::* member) {
   return [member](RequestSpec* spec, const py::handle& value) {
     spec->sampling.*member = value.cast<T>();
   };

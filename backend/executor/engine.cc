@@ -73,7 +73,8 @@ Status Engine::Submit(RequestId id, Request request, TimeNs now) {
   auto state = std::make_unique<RequestState>(RequestState{id, std::move(request), now, {}, n});
   const RequestSpec& s = state->request.spec();
   for (int32_t i = 0; i < n; ++i) {
-    auto seq = std::make_unique<Sequence>(state.get(), i, SequenceOutput(state->request, token_table_));
+    auto seq =
+        std::make_unique<Sequence>(state.get(), i, SequenceOutput(state->request, token_table_));
     seq->order = next_order_++;
     seq->tokens = s.prompt;
     seq->prompt_len = state->request.prompt_len();

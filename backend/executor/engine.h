@@ -50,9 +50,9 @@ class Engine {
   // The answer to the oldest step in flight. An error means that the worker does not do what it was
   // asked: treat it as lost.
   Status OnResult(const StepResult& result, TimeNs now);
-  // Steps in flight and all KV are gone; every live sequence will be computed again from its tokens.
-  // One that was in flight at more than max_restarts losses in a row, without a token in between,
-  // ends with the error `why`.
+  // Steps in flight and all KV are gone; every live sequence will be computed again from its
+  // tokens. One that was in flight at more than max_restarts losses in a row, without a token in
+  // between, ends with the error `why`.
   void OnWorkerLost(const Status& why, TimeNs now);
 
   std::vector<Event> TakeEvents();

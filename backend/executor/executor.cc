@@ -30,12 +30,18 @@ TimeNs Now() {
 
 const char* HealthName(Health health) {
   switch (health) {
-    case Health::kStarting: return "starting";
-    case Health::kReady: return "ready";
-    case Health::kRecovering: return "recovering";
-    case Health::kDraining: return "draining";
-    case Health::kDead: return "dead";
-    case Health::kStopped: return "stopped";
+    case Health::kStarting:
+      return "starting";
+    case Health::kReady:
+      return "ready";
+    case Health::kRecovering:
+      return "recovering";
+    case Health::kDraining:
+      return "draining";
+    case Health::kDead:
+      return "dead";
+    case Health::kStopped:
+      return "stopped";
   }
   return "";
 }
@@ -55,15 +61,15 @@ struct Executor::Inbox {
   };
 
   std::mutex mutex;
-  Contents contents;          // guarded by mutex
-  bool closed = false;        // guarded by mutex: no more submissions
-  Status closed_why;          // guarded by mutex
-  bool drain = false;         // guarded by mutex
+  Contents contents;               // guarded by mutex
+  bool closed = false;             // guarded by mutex: no more submissions
+  Status closed_why;               // guarded by mutex
+  bool drain = false;              // guarded by mutex
   TimeNs drain_deadline = kNever;  // guarded by mutex
-  int32_t waiting = 0;        // guarded by mutex: in the engine's queue or in `contents`
-  int64_t waiting_tokens = 0;  // guarded by mutex: likewise
-  uint64_t rejected = 0;      // guarded by mutex
-  MetricsSnapshot metrics;    // guarded by mutex
+  int32_t waiting = 0;             // guarded by mutex: in the engine's queue or in `contents`
+  int64_t waiting_tokens = 0;      // guarded by mutex: likewise
+  uint64_t rejected = 0;           // guarded by mutex
+  MetricsSnapshot metrics;         // guarded by mutex
 };
 
 Executor::Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink)
@@ -126,8 +132,7 @@ StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
       return full(in.waiting, "sequences", "max_queue_requests", config_.max_queue_requests);
     }
     if (config_.max_queue_tokens > 0 && in.waiting_tokens + tokens > config_.max_queue_tokens) {
-      return full(in.waiting_tokens, "prompt tokens", "max_queue_tokens",
-                  config_.max_queue_tokens);
+      return full(in.waiting_tokens, "prompt tokens", "max_queue_tokens", config_.max_queue_tokens);
     }
     in.waiting += n;
     in.waiting_tokens += tokens;
@@ -316,8 +321,9 @@ void Executor::AdvanceRecovery(TimeNs now) {
     if (info.ok() && (info->vocab_size != worker_info_.vocab_size ||
                       info->num_blocks < worker_info_.num_blocks ||
                       info->tokens_per_block != worker_info_.tokens_per_block)) {
-      status = Status::Internal("the restarted worker offers another vocabulary or fewer KV "
-                                "blocks than before");
+      status = Status::Internal(
+          "the restarted worker offers another vocabulary or fewer KV "
+          "blocks than before");
     }
     {
       std::lock_guard<std::mutex> lock(inbox_->mutex);

@@ -28,10 +28,10 @@ struct MetricsSnapshot {
   int32_t preempted = 0;  // of the waiting ones, those that had been running
   int64_t waiting_tokens = 0;
   int32_t max_num_seqs = 0;
-  int32_t scheduled = 0;          // sequences in the last step
-  int32_t context_requests = 0;   // of those, still in their prompt
+  int32_t scheduled = 0;         // sequences in the last step
+  int32_t context_requests = 0;  // of those, still in their prompt
   int32_t generation_requests = 0;
-  int32_t context_tokens = 0;     // prompt tokens in the last step
+  int32_t context_tokens = 0;  // prompt tokens in the last step
   int32_t step_in_flight = 0;
   int32_t kv_blocks_total = 0;
   int32_t kv_blocks_used = 0;    // referenced by live sequences
@@ -42,12 +42,12 @@ struct MetricsSnapshot {
   // Counters.
   uint64_t steps = 0;
   uint64_t requests_accepted = 0;
-  uint64_t requests_rejected = 0;  // by admission control
+  uint64_t requests_rejected = 0;      // by admission control
   std::array<uint64_t, 7> finished{};  // by FinishReason, sequences
   uint64_t prompt_tokens = 0;
   uint64_t generated_tokens = 0;
-  uint64_t kv_hit_tokens = 0;      // prompt tokens not computed thanks to reuse
-  uint64_t kv_lookup_tokens = 0;   // prompt tokens of admitted sequences
+  uint64_t kv_hit_tokens = 0;     // prompt tokens not computed thanks to reuse
+  uint64_t kv_lookup_tokens = 0;  // prompt tokens of admitted sequences
   uint64_t kv_reused_blocks = 0;
   uint64_t kv_evicted_blocks = 0;
   uint64_t preemptions = 0;

@@ -8,9 +8,7 @@
 namespace slipstream {
 
 KvCache::KvCache(const Options& options)
-    : options_(options),
-      blocks_(options.num_blocks),
-      tree_(&blocks_, options.tokens_per_block) {}
+    : options_(options), blocks_(options.num_blocks), tree_(&blocks_, options.tokens_per_block) {}
 
 KvCache::Match KvCache::Lookup(uint64_t salt, const std::vector<BlockHash>& hashes,
                                const int32_t* tokens, int32_t max_tokens, uint64_t step) {
@@ -79,8 +77,7 @@ void KvCache::Store(const int32_t* block_tokens, PrefixTree::Retain retain, uint
     return;
   }
   const PrefixTree::NodeId parent = i == 0 ? span->root : span->nodes.back();
-  span->nodes.push_back(
-      tree_.Insert(parent, hash, block_tokens, span->blocks[i], retain, step));
+  span->nodes.push_back(tree_.Insert(parent, hash, block_tokens, span->blocks[i], retain, step));
 }
 
 void KvCache::Close(KvSpan* span) {

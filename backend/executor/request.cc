@@ -76,8 +76,9 @@ void CheckWordList(const char* field, const std::vector<std::vector<int32_t>>& w
 void CheckStops(const RequestSpec& spec, const RequestLimits& limits, Checker* check) {
   CheckWordList("stop_words_list", spec.stop_sequences, limits, check);
   CheckWordList("bad_words_list", spec.bad_words, limits, check);
-  check->Range("stop_strings", static_cast<int32_t>(std::min<size_t>(spec.stop_strings.size(), 1 << 30)),
-               0, limits.max_stop_entries);
+  check->Range("stop_strings",
+               static_cast<int32_t>(std::min<size_t>(spec.stop_strings.size(), 1 << 30)), 0,
+               limits.max_stop_entries);
   size_t bytes = 0;
   for (const auto& stop : spec.stop_strings) bytes += stop.size();
   if (bytes > static_cast<size_t>(limits.max_stop_bytes)) {
@@ -123,10 +124,8 @@ void CheckLength(const RequestSpec& spec, const RequestLimits& limits, Checker* 
                 std::to_string(limits.kv_capacity_tokens) + ")");
   }
   if (limits.max_prompt_tokens > 0 && prompt > limits.max_prompt_tokens) {
-    check->Fail("input_ids: " + std::to_string(prompt) +
-                " prompt tokens exceed max_num_tokens = " +
-                std::to_string(limits.max_prompt_tokens) +
-                " (enable_chunked_context is off)");
+    check->Fail("input_ids: " + std::to_string(prompt) + " prompt tokens exceed max_num_tokens = " +
+                std::to_string(limits.max_prompt_tokens) + " (enable_chunked_context is off)");
   }
 }
 
@@ -176,7 +175,8 @@ Status Request::CompileStops() {
 
 StatusOr<Request> Request::Create(RequestSpec spec, const RequestLimits& limits) {
   if (limits.wrap_out_of_vocab_ids) {
-    for (int32_t& id : spec.prompt) id = static_cast<int32_t>(static_cast<uint32_t>(id) % limits.vocab_size);
+    for (int32_t& id : spec.prompt)
+      id = static_cast<int32_t>(static_cast<uint32_t>(id) % limits.vocab_size);
   }
   Checker check;
   CheckLength(spec, limits, &check);

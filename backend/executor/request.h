@@ -15,8 +15,9 @@
 
 namespace slipstream {
 
-using RequestId = uint64_t;  // assigned by the Executor, never reused; client ids need not be unique
-using TimeNs = int64_t;      // CLOCK_MONOTONIC, nanoseconds
+using RequestId =
+    uint64_t;            // assigned by the Executor, never reused; client ids need not be unique
+using TimeNs = int64_t;  // CLOCK_MONOTONIC, nanoseconds
 inline constexpr TimeNs kNever = std::numeric_limits<TimeNs>::max();
 
 // What one sequence samples with. The values are resolved: defaults applied, ranges checked.
@@ -72,15 +73,15 @@ struct RequestSpec {
   std::vector<std::vector<int32_t>> bad_words;        // token sequences never completed
   std::vector<std::pair<int32_t, float>> logit_bias;  // added to the logits
   int32_t num_return_sequences = 1;
-  int32_t num_logprobs = -1;       // -1 = none, 0 = chosen token, k = chosen and the k most likely
+  int32_t num_logprobs = -1;  // -1 = none, 0 = chosen token, k = chosen and the k most likely
   bool return_context_logits = false;
   bool return_generation_logits = false;
-  bool return_text = false;        // events carry text; needs a token table
+  bool return_text = false;  // events carry text; needs a token table
   bool skip_special_tokens = true;
-  bool streaming = false;          // false: one event, at the end, carries everything
-  int32_t priority = 0;            // 0 is served first .. 9
-  TimeNs deadline = kNever;        // whether queued or running, the request ends then
-  uint64_t cache_salt = 0;         // requests share cached KV only with equal salts
+  bool streaming = false;    // false: one event, at the end, carries everything
+  int32_t priority = 0;      // 0 is served first .. 9
+  TimeNs deadline = kNever;  // whether queued or running, the request ends then
+  uint64_t cache_salt = 0;   // requests share cached KV only with equal salts
   Retention retention;
   std::shared_ptr<ClientContext> context;
 };
@@ -88,14 +89,14 @@ struct RequestSpec {
 // What the loaded model and the configuration allow; the numbers that error messages name.
 struct RequestLimits {
   int32_t vocab_size = 0;
-  int32_t max_seq_len = 0;          // prompt + generated tokens
-  int64_t kv_capacity_tokens = 0;   // the whole block pool; a longer request can never run
-  int32_t max_prompt_tokens = 0;    // without chunked prefill: the step's token budget; else 0
+  int32_t max_seq_len = 0;         // prompt + generated tokens
+  int64_t kv_capacity_tokens = 0;  // the whole block pool; a longer request can never run
+  int32_t max_prompt_tokens = 0;   // without chunked prefill: the step's token budget; else 0
   int32_t tokens_per_block = 32;
   int32_t max_logprobs = 64;
   int32_t max_return_sequences = 64;
-  int32_t max_stop_entries = 256;         // per list
-  int32_t max_stop_bytes = 16384;         // all stop strings together
+  int32_t max_stop_entries = 256;               // per list
+  int32_t max_stop_bytes = 16384;               // all stop strings together
   int64_t max_logits_bytes = int64_t{1} << 30;  // context or generation logits of one request
   bool has_token_table = false;
   bool wrap_out_of_vocab_ids = false;  // prompt ids outside the vocabulary: modulo, not refused
@@ -109,7 +110,8 @@ class Request {
 
   const RequestSpec& spec() const { return spec_; }
   int32_t prompt_len() const { return static_cast<int32_t>(spec_.prompt.size()); }
-  // Penalties, bad words and top-p decay look at earlier tokens: the worker needs them at admission.
+  // Penalties, bad words and top-p decay look at earlier tokens: the worker needs them at
+  // admission.
   bool needs_history() const { return needs_history_; }
   // One hash per full block of the prompt, computed on the submitting thread.
   const std::vector<BlockHash>& block_hashes() const { return block_hashes_; }

@@ -210,23 +210,20 @@ bool Scheduler::Admit(Sequence* s, Building* b) {
     b->lookups -= static_cast<int32_t>(match.nodes.size()) + 1;
   }
   const int32_t bs = kv_.tokens_per_block();
-  const int32_t cached =
-      static_cast<int32_t>(match.nodes.size()) * bs + match.partial.num_tokens;
+  const int32_t cached = static_cast<int32_t>(match.nodes.size()) * bs + match.partial.num_tokens;
   const int32_t todo = s->num_tokens() - cached;
   // Without chunking a prompt must fit whole; one that grew beyond the budget (resumed after
   // preemption) is still cut up, or it could never run again.
   const bool whole = !config_.enable_chunked_prefill && todo <= config_.max_num_tokens;
   if (whole && todo > b->budget) return false;
   if (!FitsWithoutEviction(*s, match, cached + std::min(todo, b->budget))) return false;
-  const int32_t source =
-      match.partial.num_tokens > 0 ? kv_.block_of(match.partial.source) : -1;
+  const int32_t source = match.partial.num_tokens > 0 ? kv_.block_of(match.partial.source) : -1;
   waiting_.Remove(s);
   s->rank = waiting_.RankOf(*s, b->now);
   kv_.Open(spec.cache_salt, match, &s->kv);
   if (!reuse) s->kv.detached = true;
   if (source >= 0) {
-    const bool grown =
-        kv_.Grow(static_cast<int32_t>(s->kv.blocks.size()) + 1, b->now, &s->kv);
+    const bool grown = kv_.Grow(static_cast<int32_t>(s->kv.blocks.size()) + 1, b->now, &s->kv);
     assert(grown);
     (void)grown;
     b->plan->copies.push_back({source, s->kv.blocks.back(), match.partial.num_tokens});

@@ -37,7 +37,7 @@ struct Sequence {
   uint64_t order = 0;  // arrival order, the tie-break everywhere
   int32_t rank = 0;    // priority class when it was last admitted, ageing included
   State state = State::kWaiting;
-  bool preempting = false;  // gives its blocks back once no step in flight names it
+  bool preempting = false;      // gives its blocks back once no step in flight names it
   std::vector<int32_t> tokens;  // prompt, then generated
   int32_t prompt_len = 0;
   int32_t limit = 0;      // positions that ever need KV: the last generated token does not
@@ -46,10 +46,10 @@ struct Sequence {
   int32_t pending = 0;    // samples in flight
   int32_t in_flight = 0;  // steps in flight that name this sequence
   int32_t slot = -1;
-  uint64_t last_step = 0;       // the last step that named it
-  uint32_t announced = 0;       // blocks that the worker's block table has
-  int32_t losses = 0;         // worker deaths it was in flight at since its last token
-  uint64_t lost_step = 0;     // so that one death counts once
+  uint64_t last_step = 0;  // the last step that named it
+  uint32_t announced = 0;  // blocks that the worker's block table has
+  int32_t losses = 0;      // worker deaths it was in flight at since its last token
+  uint64_t lost_step = 0;  // so that one death counts once
   bool admitted_before = false;
   bool context_logits_done = false;
   KvSpan kv;

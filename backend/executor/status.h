@@ -12,13 +12,13 @@ namespace slipstream {
 // TRITONSERVER error code; the bindings map each to one Python exception.
 enum class StatusCode {
   kOk = 0,
-  kInvalidArgument,   // the caller's value is wrong; the message names field, value and limit
-  kUnsupported,       // understood, but not served by this configuration
+  kInvalidArgument,  // the caller's value is wrong; the message names field, value and limit
+  kUnsupported,      // understood, but not served by this configuration
   kNotFound,
-  kUnavailable,       // overload, drain, or no worker: the same request may succeed later
+  kUnavailable,  // overload, drain, or no worker: the same request may succeed later
   kCancelled,
   kDeadlineExceeded,
-  kInternal,          // our fault
+  kInternal,  // our fault
 };
 
 // A result without a value. Cheap when ok.

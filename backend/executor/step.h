@@ -53,8 +53,8 @@ struct AdmitRecord {
   float frequency_penalty;
   int32_t prompt_ignore_length;
   int32_t min_tokens;
-  int32_t num_logprobs;  // -1 none, 0 chosen only, k chosen and top k
-  int32_t prompt_len;    // positions below it are prompt; the generated index counts from here
+  int32_t num_logprobs;     // -1 none, 0 chosen only, k chosen and top k
+  int32_t prompt_len;       // positions below it are prompt; the generated index counts from here
   uint32_t history_offset;  // all tokens known at admission: prompt, then generated so far
   uint32_t history_len;
   uint32_t end_ids_offset;  // masked while fewer than min_tokens were generated
@@ -97,14 +97,14 @@ struct StepResult {
   uint64_t start_ns = 0;  // CLOCK_MONOTONIC at the worker, around the forward
   uint64_t end_ns = 0;
   std::vector<uint32_t> slot;
-  std::vector<uint32_t> status;      // SeqStatus
-  std::vector<uint32_t> num_tokens;  // accepted tokens: 0 without kSeqSample
-  std::vector<uint32_t> logprob_width;   // 0 = none; else 1 + k entries per accepted token
-  std::vector<uint32_t> context_rows;    // rows of context logits
+  std::vector<uint32_t> status;           // SeqStatus
+  std::vector<uint32_t> num_tokens;       // accepted tokens: 0 without kSeqSample
+  std::vector<uint32_t> logprob_width;    // 0 = none; else 1 + k entries per accepted token
+  std::vector<uint32_t> context_rows;     // rows of context logits
   std::vector<uint32_t> generation_rows;  // rows of generation logits
-  std::vector<int32_t> tokens;        // sum(num_tokens)
-  std::vector<int32_t> logprob_ids;   // sum(num_tokens * logprob_width)
-  std::vector<float> logprob_values;  // likewise; natural log, of the raw (unpenalized) logits
+  std::vector<int32_t> tokens;            // sum(num_tokens)
+  std::vector<int32_t> logprob_ids;       // sum(num_tokens * logprob_width)
+  std::vector<float> logprob_values;      // likewise; natural log, of the raw (unpenalized) logits
   std::vector<float> logits;  // per sequence: context rows, then generation rows; [rows, vocab]
 };
 

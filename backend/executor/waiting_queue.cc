@@ -8,8 +8,7 @@
 namespace slipstream {
 
 void WaitingQueue::Push(Sequence* sequence) {
-  const bool added =
-      classes_[sequence->spec().priority].emplace(sequence->order, sequence).second;
+  const bool added = classes_[sequence->spec().priority].emplace(sequence->order, sequence).second;
   assert(added);
   (void)added;
   ++size_;

@@ -235,7 +235,7 @@ Status PlanChecker::Copy(const BlockCopy& copy) {
   if (!in_pool(copy.src) || !in_pool(copy.dst)) {
     return Broken(name + " leaves the pool of " + Str(limits_.num_blocks));
   }
-  if (copy.src == copy.dst || copy.num_tokens < 1 || copy.num_tokens > limits_.tokens_per_block) {
+  if (copy.num_tokens < 1 || copy.num_tokens > limits_.tokens_per_block) {
     return Broken(name + " has " + Str(copy.num_tokens) + " positions, a block " +
                   Str(limits_.tokens_per_block));
   }

@@ -35,8 +35,8 @@ enum class FrameType : uint16_t {
   kShutdown = 5,  // msgpack, empty map
   kStep = 6,
   kResult = 7,
-  kRequest = 8,   // msgpack; tokenizer processes only
-  kReply = 9,     // msgpack; tokenizer processes only
+  kRequest = 8,  // msgpack; tokenizer processes only
+  kReply = 9,    // msgpack; tokenizer processes only
 };
 
 struct FrameHeader {

@@ -112,7 +112,7 @@ class LLM:
             GenerationError: a request ended with an error.
         """
         params = params or SamplingParams()
-        batch = [prompts] if _is_single(prompts) else list(prompts)
+        batch = _as_batch(prompts)
         started: list[tuple[RequestOutput, int]] = []
         handles = []
         try:
@@ -175,7 +175,7 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams, *, streaming: bool
     ) -> tuple[RequestOutput, int, int]:
         text = prompt if isinstance(prompt, str) else None
-        ids = list(self.tokenizer(prompt)["input_ids"]) if text is not None else list(prompt)
+        ids = [int(i) for i in (self.tokenizer(text)["input_ids"] if text is not None else prompt)]
         ticket = next(self._tickets)
         self._queues[ticket] = queue.SimpleQueue()
         try:
@@ -191,7 +191,7 @@ class LLM:
             kind = RequestError if isinstance(error, ValueError) else UnavailableError
             raise kind(str(error)) from None
         completions = [Completion(index) for index in range(params.n)]
-        return RequestOutput(text, [int(i) for i in ids], completions), ticket, handle
+        return RequestOutput(text, ids, completions), ticket, handle
 
     def _deliver(self) -> None:
         while not self._closed.is_set():
@@ -213,8 +213,9 @@ class LLM:
             del self._queues[ticket]
 
 
-def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+def _as_batch(prompts: Any) -> list[Prompt]:
+    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return [prompts] if single else list(prompts)
 
 
 def _logprobs(event: dict[str, Any]) -> list[TokenLogprobs]:

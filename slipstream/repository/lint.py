@@ -42,7 +42,8 @@ def lint_repository(folder: Path) -> list[Finding]:
     for name, message in models.items():
         report = reports[folder / name / CONFIG_NAME]
         if message.HasField("ensemble_scheduling") or message.platform == "ensemble":
-            check_ensemble(name, message, models, report)
+            broken = {file.parent.name for file in files} - models.keys()
+            check_ensemble(name, message, models, broken, report)
         else:
             check_model(name, message, report)
     return [finding for report in reports.values() for finding in report.findings]
@@ -50,17 +51,24 @@ def lint_repository(folder: Path) -> list[Finding]:
 
 def _parse(file: Path, report: Report) -> Any | None:
     try:
-        return parse_text(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        return parse_text(text)
     except OSError as error:
         report.error("", f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         report.error("", f"is not UTF-8: {error.reason} at byte {error.start}")
     except text_format.ParseError as error:
-        _explain(error, report)
+        _explain(error, text, report)
     return None
 
 
-def _explain(error: text_format.ParseError, report: Report) -> None:
+def _explain(error: text_format.ParseError, text: str, report: Report) -> None:
+    lines = text.splitlines()
+    line = error.GetLine() or 0
+    left = re.search(r"(\w+)\s*:\s*(\$\{\w+\})", lines[line - 1] if 0 < line <= len(lines) else "")
+    if left is not None:
+        report.error(f"line {line}: {left[1]}", f"placeholder {left[2]} is not filled")
+        return
     match = _NO_FIELD.search(str(error))
     if match is None:
         report.error(f"line {error.GetLine()}", _without_position(error))

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,24 @@ class _Signal:
     optional: bool = False
 
 
-def check_ensemble(name: str, message: Any, models: Mapping[str, Any], report: Report) -> None:
-    """Checks an ensemble against the models (by folder name) that its steps call."""
+def check_ensemble(
+    name: str,
+    message: Any,
+    models: Mapping[str, Any],
+    broken: Set[str],
+    report: Report,
+) -> None:
+    """Checks an ensemble against the models (by folder name) that its steps call.
+
+    broken: models whose configuration cannot be read; an ensemble of one is not checked further.
+    """
     check_name(name, message, report)
     if message.platform != "ensemble":
         report.error("platform", f"{message.platform!r}, must be 'ensemble'")
     if not message.ensemble_scheduling.step:
         report.error("ensemble_scheduling", "no steps")
+        return
+    if not _steps_exist(message, models, broken, report):
         return
     if _is_ours(message, models):
         check_tensors(message, INTERFACES["ensemble"], report)
@@ -45,24 +56,35 @@ def check_ensemble(name: str, message: Any, models: Mapping[str, Any], report: R
     _collect_outputs(message, models, signals, report)
     used: set[str] = set()
     for step in message.ensemble_scheduling.step:
-        if step.model_name in models:
-            _check_inputs(step, models[step.model_name], message, signals, used, report)
-            _check_wiring(step, models[step.model_name], report)
+        _check_inputs(step, models[step.model_name], signals, used, report)
+        _check_wiring(step, models[step.model_name], report)
         if not step.model_version:
             report.warning(
                 f"step[{step.model_name}].model_version", "not set; -1 takes the latest version"
             )
     _check_ensemble_outputs(message, signals, used, report)
-    for signal in signals.keys() - used:
+    for signal in sorted(signals.keys() - used):
         report.warning(f"tensor[{signal}]", f"made by {signals[signal].source}, but never used")
+
+
+def _steps_exist(message: Any, models: Mapping[str, Any], broken: Set[str], report: Report) -> bool:
+    """Whether every step's model can be looked at; says so of those that cannot."""
+    for step in message.ensemble_scheduling.step:
+        name = step.model_name
+        if name in broken:
+            report.warning(f"step[{name}]", f"not checked: {name}/config.pbtxt cannot be read")
+        elif name not in models:
+            report.error(
+                f"step[{name}]", f"no such model; the nearest is {nearest(name, models)!r}"
+            )
+    return all(step.model_name in models for step in message.ensemble_scheduling.step)
 
 
 def _is_ours(message: Any, models: Mapping[str, Any]) -> bool:
     roles = {
         models[step.model_name].parameters["role"].string_value
         for step in message.ensemble_scheduling.step
-        if step.model_name in models
-        and models[step.model_name].backend == BACKEND
+        if models[step.model_name].backend == BACKEND
         and "role" in models[step.model_name].parameters
     }
     return "llm" in roles
@@ -73,10 +95,7 @@ def _collect_outputs(
 ) -> None:
     for step in message.ensemble_scheduling.step:
         key = f"step[{step.model_name}]"
-        model = models.get(step.model_name)
-        if model is None:
-            report.error(key, f"no such model; the nearest is {nearest(step.model_name, models)!r}")
-            continue
+        model = models[step.model_name]
         if model.max_batch_size < message.max_batch_size:
             report.error(
                 f"{key}",
@@ -103,7 +122,6 @@ def _collect_outputs(
 def _check_inputs(
     step: Any,
     model: Any,
-    message: Any,
     signals: Mapping[str, _Signal],
     used: set[str],
     report: Report,

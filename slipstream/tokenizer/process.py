@@ -102,12 +102,17 @@ def _load(config: TokenizerConfig) -> Any:
         # transformers imports torch wherever it finds it, which triples our start-up time and
         # memory. A module that is None counts as not installed.
         sys.modules["torch"] = None  # type: ignore[assignment]
+        # It would advise everyone to install torch.
+        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     from transformers import AutoTokenizer
 
     revision = {} if config.revision is None else {"revision": config.revision}
-    return AutoTokenizer.from_pretrained(
-        config.tokenizer, trust_remote_code=config.trust_remote_code, **revision
-    )
+    try:
+        return AutoTokenizer.from_pretrained(
+            config.tokenizer, trust_remote_code=config.trust_remote_code, **revision
+        )
+    except Exception as error:  # transformers raises many kinds, and few name what they tried
+        raise RuntimeError(f"cannot load the tokenizer {config.tokenizer!r}: {error}") from error
 
 
 def _hello(tokenizer: Any) -> dict[str, Any]:

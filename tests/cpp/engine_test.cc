@@ -152,8 +152,8 @@ TEST_CASE("salts keep caches apart") {
 
 TEST_CASE("guaranteed_no_evict admits only what can surely finish") {
   EngineFixture f(EngineFixture::DefaultConfig(), /*blocks=*/6, /*block_size=*/4);
-  REQUIRE(f.Submit(1, f.Spec(Iota(0, 4), 13)).ok());   // 16 positions: 4 blocks
-  REQUIRE(f.Submit(2, f.Spec(Iota(50, 4), 9)).ok());   // 12 positions: 3 blocks
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 4), 13)).ok());  // 16 positions: 4 blocks
+  REQUIRE(f.Submit(2, f.Spec(Iota(50, 4), 9)).ok());  // 12 positions: 3 blocks
   REQUIRE(f.Step());
   CHECK(f.plan.num_seqs() == 1);
   while (f.Metrics().running > 0 && f.plan.num_seqs() == 1) REQUIRE(f.Step());
@@ -287,8 +287,7 @@ TEST_CASE("the queue is bounded in sequences and tokens") {
   REQUIRE(f.Submit(1, std::move(two)).ok());
   const Status refused = f.Submit(2, f.Spec(Iota(0, 3), 5));
   CHECK(refused.code() == StatusCode::kUnavailable);
-  CHECK(refused.message() ==
-        "the queue is full: 2 sequences wait, max_queue_requests is 2");
+  CHECK(refused.message() == "the queue is full: 2 sequences wait, max_queue_requests is 2");
   CHECK(f.Metrics().requests_rejected == 1);
 }
 

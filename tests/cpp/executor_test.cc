@@ -80,8 +80,8 @@ ScriptedWorkerConfig Script(const std::string& json) {
 struct Fixture {
   explicit Fixture(const std::string& script, ExecutorConfig config = {}) {
     config.restart_backoff_ms = 1;
-    auto created = Executor::Create(
-        config, std::make_unique<ScriptedWorker>(Script(script)), &collector, nullptr);
+    auto created = Executor::Create(config, std::make_unique<ScriptedWorker>(Script(script)),
+                                    &collector, nullptr);
     REQUIRE_MESSAGE(created.ok(), created.status().message());
     executor = std::move(*created);
   }

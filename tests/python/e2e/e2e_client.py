@@ -264,3 +264,17 @@ def prompt(ids: Sequence[int], max_tokens: int, **fields: Any) -> dict[str, Any]
 def question(text: str, max_tokens: int, **fields: Any) -> dict[str, Any]:
     """The inputs of `ensemble` for a text."""
     return {"text_input": text, "max_tokens": max_tokens} | fields
+
+
+def load(url: str, model: str) -> None:
+    """Loads a model of the repository. Raises grpc.RpcError with the reason of a failure."""
+    stub(url).RepositoryModelLoad(
+        service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=TIMEOUT_S
+    )
+
+
+def unload(url: str, model: str) -> None:
+    """Asks for a model to be unloaded; returns before it is."""
+    stub(url).RepositoryModelUnload(
+        service_pb2.RepositoryModelUnloadRequest(model_name=model), timeout=TIMEOUT_S
+    )

@@ -21,7 +21,11 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     "{% if shout is defined %}{{ shout }}{% endif %}"
 )
-_TEXTS = ["the quick brown fox jumps over the lazy dog", "<|im_ start end|> s > <", "Größe 你好 👍"]
+_TEXTS = [
+    "the quick brown fox jumps over the lazy dog",
+    "<|im_ start end|> </ s > <",
+    "Größe 你好 👍",
+]
 
 
 def _byte_level() -> Tokenizer:

@@ -110,7 +110,7 @@ def test_a_process_that_hangs_is_replaced(folder, reference):
 
 
 def test_a_failed_start_says_why(tmp_path):
-    with pytest.raises(RuntimeError, match=f"the tokenizer process failed: .*{tmp_path.name}"):
+    with pytest.raises(RuntimeError, match=f"cannot load the tokenizer .{tmp_path}.: "):
         _core.TokenizerPool(str(tmp_path), python=sys.executable)
     with pytest.raises(RuntimeError, match="could not start 'no-such-python'"):
         _core.TokenizerPool(str(tmp_path), python="no-such-python")

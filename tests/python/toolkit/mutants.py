@@ -26,7 +26,10 @@ def mutants(text: str) -> Iterator[tuple[str, str]]:
         yield f"rename line {index + 1}: {line.strip()}", "\n".join([*before, renamed, *rest])
         if named := _NAMED.match(line):
             misspelt = f"{named[1]}{named[2]}x{named[3]}"
-            yield f"misspell line {index + 1}: {line.strip()}", "\n".join([*before, misspelt, *rest])
+            yield (
+                f"misspell line {index + 1}: {line.strip()}",
+                "\n".join([*before, misspelt, *rest]),
+            )
 
 
 def _end_of_block(lines: list[str], index: int) -> int:

@@ -127,5 +127,7 @@ def test_values_as_parameters(name: str, value: Any, text: str) -> None:
 
 def test_importing_the_configuration_is_cheap() -> None:
     code = "import sys, slipstream.config; print('torch' in sys.modules, 'grpc' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.split() == ["False", "False"]

@@ -26,7 +26,7 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
          "line 2: max_batch_siz: ModelConfig has no such field; the nearest is 'max_batch_size'"),
         ("llm", "optional: true", "optionl: true",
          "optionl: ModelInput has no such field; the nearest is 'optional'"),
-        ("llm", "max_batch_size: 64", "max_batch_size: ${n}", "line 2: Expected integer"),
+        ("llm", "max_batch_size: 64", "max_batch_size: ${n}", "line 2: max_batch_size: placeholder ${n} is not filled"),
         ("llm", "data_type: TYPE_INT32", "data_type: TYPE_INT64",
          "input[input_ids].data_type: must be TYPE_INT32"),
         ("llm", "dims: -1", "dims: 3", "input[input_ids].dims: [3], must be [-1]"),
@@ -58,9 +58,7 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
         ("ensemble", 'platform: "ensemble"', 'platform: "ensembl"', "'ensembl', must be 'ensemble'"),
     ],
 )  # fmt: skip
-def test_faults_are_named(
-    repository: Path, model: str, old: str, new: str, expected: str
-) -> None:
+def test_faults_are_named(repository: Path, model: str, old: str, new: str, expected: str) -> None:
     change(repository, model, old, new)
     lines = [str(finding) for finding in lint_repository(repository)]
     assert any(expected in line for line in lines), "\n".join(lines)
@@ -87,6 +85,13 @@ def test_other_backends_are_left_alone(repository: Path) -> None:
     (repository / "mine" / "1").mkdir(parents=True)
     (repository / "mine" / "config.pbtxt").write_text('name: "mine"\nbackend: "python"\n')
     assert [f.severity for f in lint_repository(repository)] == ["warning"]
+
+
+def test_a_broken_model_does_not_flood_the_report(repository: Path) -> None:
+    (repository / "llm" / "config.pbtxt").write_text("name: {")
+    findings = [str(finding) for finding in lint_repository(repository)]
+    assert len(findings) == 2
+    assert "step[llm]: not checked: llm/config.pbtxt cannot be read" in findings[0]
 
 
 def test_not_a_repository(tmp_path: Path) -> None:

@@ -66,7 +66,11 @@ def test_rows_say_the_arithmetic(configure: Configure) -> None:
     ("options", "free", "message"),
     [
         ({}, 1000, r"does not fit: weights take 1,024 x bfloat16 = 2\.0 KiB, cpu has 1000 B free"),
-        ({"kv_cache_tokens": 3200}, 10000, r"kv_cache_tokens asks for 400\.0 KiB; cpu has 9\.8 KiB"),
+        (
+            {"kv_cache_tokens": 3200},
+            10000,
+            r"kv_cache_tokens asks for 400\.0 KiB; cpu has 9\.8 KiB",
+        ),
         ({}, WEIGHTS + 100, r"kv_cache_fraction 0\.9 .* gives 90 B, one block of 32 tokens takes"),
         ({"max_seq_len": 129}, 1 << 20, "max_seq_len is 129; the checkpoint's limit is 128"),
     ],
