@@ -51,8 +51,8 @@ TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
 // Once, when the server ends.
 TRITONSERVER_Error* TRITONBACKEND_Finalize(TRITONBACKEND_Backend*) { return nullptr; }
 
-// Loads one model of the repository. Models may load at the same time. The state belongs to us until
-// ModelFinalize.
+// Loads one model of the repository. Models may load at the same time. The state belongs to us
+// until ModelFinalize.
 TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* triton_model) {
   return Guarded(__func__, [triton_model] {
     auto config = ModelConfig::Of(triton_model);

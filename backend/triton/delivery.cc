@@ -106,11 +106,10 @@ void Delivery::OnEvents(std::vector<Event>&& events) {
 
 void Delivery::Merge(const std::shared_ptr<LlmStream>& stream, int32_t row, Event&& event) {
   if (event.request_done) --stream->rows_left;
-  const auto same = std::find_if(stream->pending.begin(), stream->pending.end(),
-                                 [&](const LlmStream::Pending& item) {
-                                   return item.row == row &&
-                                          item.event.sequence_index == event.sequence_index;
-                                 });
+  const auto same = std::find_if(
+      stream->pending.begin(), stream->pending.end(), [&](const LlmStream::Pending& item) {
+        return item.row == row && item.event.sequence_index == event.sequence_index;
+      });
   if (same == stream->pending.end()) {
     stream->pending.push_back({row, std::move(event)});
   } else {

@@ -21,10 +21,10 @@ namespace slipstream::triton {
 // response callback, which can block, and the executor must not wait for it.
 //
 // What is not sent yet is merged per sequence, so a slow client costs no more memory than its
-// tokens. In an ensemble with a `detokenize` step that acknowledges, at most `flow_window` responses
-// of a stream are on their way; what comes meanwhile is merged into the next one. A window that
-// stays full for kStallNs is taken as lost acknowledgements and opened; the last response of a
-// stream never waits.
+// tokens. In an ensemble with a `detokenize` step that acknowledges, at most `flow_window`
+// responses of a stream are on their way; what comes meanwhile is merged into the next one. A
+// window that stays full for kStallNs is taken as lost acknowledgements and opened; the last
+// response of a stream never waits.
 //
 // The thread also looks for clients that went away, every `poll_period_ms` and before every
 // response, and cancels what they had asked for.

@@ -19,8 +19,9 @@ class FlowListener {
 };
 
 // Connects the roles of one process. Triton tells only the later steps of an ensemble that the
-// client has gone, and gives its first step no back-pressure at all; so every response of role `llm`
-// in an ensemble carries a handle to its stream, and role `detokenize` reports back through it.
+// client has gone, and gives its first step no back-pressure at all; so every response of role
+// `llm` in an ensemble carries a handle to its stream, and role `detokenize` reports back through
+// it.
 //
 // Handles are 64 random bits: a client cannot guess one that is not its own.
 class FlowRegistry {

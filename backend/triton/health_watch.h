@@ -13,8 +13,8 @@
 namespace slipstream::triton {
 
 // Logs the changes of a model's health, and ends the process when the model is dead and
-// `exit_on_fatal` is set: a server that cannot serve any more is better restarted, and servers older
-// than TRITONBACKEND_ModelInstanceReady give a backend no other way to say so.
+// `exit_on_fatal` is set: a server that cannot serve any more is better restarted, and servers
+// older than TRITONBACKEND_ModelInstanceReady give a backend no other way to say so.
 class HealthWatch {
  public:
   static constexpr int kExitCode = 70;  // EX_SOFTWARE

@@ -13,7 +13,7 @@ std::vector<Observations> ReplayHistogram(const Histogram& before, const Histogr
   for (size_t i = 0; i < before.counts.size(); ++i) counts[i] -= before.counts[i];
   const double sum = after.sum - before.sum;
 
-  double low = 0;    // the least sum these counts can have, and how much more there can be
+  double low = 0;  // the least sum these counts can have, and how much more there can be
   double width = 0;
   for (size_t i = 0; i < finite; ++i) {
     const double lower = i == 0 ? std::min(0.0, after.bounds[0]) : after.bounds[i - 1];

@@ -56,8 +56,8 @@ StatusOr<Metric> Metric::Create(const MetricFamily& family, const MetricLabels& 
     if (!status.ok()) return status;
   }
   TRITONSERVER_Metric* metric = nullptr;
-  Status status = FromTritonError(TRITONSERVER_MetricNewWithArgs(&metric, family.get(), raw.data(),
-                                                                 raw.size(), args.get()));
+  Status status = FromTritonError(
+      TRITONSERVER_MetricNewWithArgs(&metric, family.get(), raw.data(), raw.size(), args.get()));
   if (!status.ok()) return status;
   return Metric(metric);
 }

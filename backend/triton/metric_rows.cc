@@ -12,10 +12,10 @@ namespace {
 constexpr auto kGauge = TRITONSERVER_METRIC_KIND_GAUGE;
 constexpr auto kCounter = TRITONSERVER_METRIC_KIND_COUNTER;
 
-#define VALUE(expression)                                        \
-  [](const MetricsView& view) {                                  \
-    [[maybe_unused]] const MetricsSnapshot& m = view.snapshot;   \
-    return static_cast<double>(expression);                      \
+#define VALUE(expression)                                      \
+  [](const MetricsView& view) {                                \
+    [[maybe_unused]] const MetricsSnapshot& m = view.snapshot; \
+    return static_cast<double>(expression);                    \
   }
 
 // The last step's numbers are stale once nothing runs any more.
@@ -26,8 +26,8 @@ void AddTensorRtLlmRows(std::vector<MetricRow>* rows) {
       rows->push_back({kind, family, help, label, value, key, std::move(read)});
     };
   };
-  const auto request = add(kGauge, "nv_trt_llm_request_metrics", "LLM request metrics",
-                           "request_type");
+  const auto request =
+      add(kGauge, "nv_trt_llm_request_metrics", "LLM request metrics", "request_type");
   request("active", "Active Request Count", VALUE(m.running));
   request("max", "Max Request Count", VALUE(m.max_num_seqs));
   request("scheduled", "Scheduled Requests", VALUE(m.running == 0 ? 0 : m.scheduled));
@@ -35,8 +35,10 @@ void AddTensorRtLlmRows(std::vector<MetricRow>* rows) {
   request("waiting", "Waiting Requests", VALUE(m.waiting));
   const auto memory = add(kGauge, "nv_trt_llm_runtime_memory_metrics",
                           "Memory of weights and KV cache in bytes", "memory_type");
-  memory("cpu", "Runtime CPU Memory Usage", VALUE(view.on_gpu ? 0 : m.kv_bytes + view.weight_bytes));
-  memory("gpu", "Runtime GPU Memory Usage", VALUE(view.on_gpu ? m.kv_bytes + view.weight_bytes : 0));
+  memory("cpu", "Runtime CPU Memory Usage",
+         VALUE(view.on_gpu ? 0 : m.kv_bytes + view.weight_bytes));
+  memory("gpu", "Runtime GPU Memory Usage",
+         VALUE(view.on_gpu ? m.kv_bytes + view.weight_bytes : 0));
   memory("pinned", "Runtime Pinned Memory Usage", VALUE(0));
   const auto kv = add(kGauge, "nv_trt_llm_kv_cache_block_metrics", "KV cache block metrics",
                       "kv_cache_block_type");
@@ -46,17 +48,18 @@ void AddTensorRtLlmRows(std::vector<MetricRow>* rows) {
   kv("tokens_per", "Tokens per KV cache block", VALUE(m.tokens_per_block));
   kv("reused", "Reused KV cache blocks", VALUE(m.kv_reused_blocks));
   kv("fraction", "Fraction used KV cache blocks",
-     VALUE(m.kv_blocks_total == 0
-               ? 0.0
-               : static_cast<double>(m.kv_blocks_used) / m.kv_blocks_total));
+     VALUE(m.kv_blocks_total == 0 ? 0.0
+                                  : static_cast<double>(m.kv_blocks_used) / m.kv_blocks_total));
   const auto disaggregated = add(kCounter, "nv_trt_llm_disaggregated_serving_metrics",
                                  "Disaggregated serving metrics", "disaggregated_serving_type");
   disaggregated("kv_cache_transfer_ms", "KV cache transfer time", VALUE(0));
   disaggregated("request_count", "Request count", VALUE(0));
   const auto batcher = add(kGauge, "nv_trt_llm_inflight_batcher_metrics",
                            "In-flight batching metrics", "inflight_batcher_specific_metric");
-  batcher("total_context_tokens", "Total Context Tokens", VALUE(m.running == 0 ? 0 : m.context_tokens));
-  batcher("generation_requests", "Generation Requests", VALUE(m.running == 0 ? 0 : m.generation_requests));
+  batcher("total_context_tokens", "Total Context Tokens",
+          VALUE(m.running == 0 ? 0 : m.context_tokens));
+  batcher("generation_requests", "Generation Requests",
+          VALUE(m.running == 0 ? 0 : m.generation_requests));
   batcher("micro_batch_id", "MicroBatch ID", VALUE(0));
   batcher("paused_requests", "Paused Requests", VALUE(m.preempted));
   const auto general = add(kGauge, "nv_trt_llm_general_metrics", "General metrics", "general_type");
@@ -76,12 +79,10 @@ void AddOwnGauges(std::vector<MetricRow>* rows) {
   add("slipstream_waiting_tokens", "Prompt tokens in the queue", "", "", VALUE(m.waiting_tokens));
   static constexpr char kTokens[] = "slipstream_kv_tokens";
   static constexpr char kTokensHelp[] = "KV cache capacity in tokens, by use";
-  add(kTokens, kTokensHelp, "state", "used",
-      VALUE(int64_t{m.kv_blocks_used} * m.tokens_per_block));
+  add(kTokens, kTokensHelp, "state", "used", VALUE(int64_t{m.kv_blocks_used} * m.tokens_per_block));
   add(kTokens, kTokensHelp, "state", "cached",
       VALUE(int64_t{m.kv_blocks_cached} * m.tokens_per_block));
-  add(kTokens, kTokensHelp, "state", "free",
-      VALUE(int64_t{m.kv_blocks_free} * m.tokens_per_block));
+  add(kTokens, kTokensHelp, "state", "free", VALUE(int64_t{m.kv_blocks_free} * m.tokens_per_block));
 }
 
 void AddOwnCounters(std::vector<MetricRow>* rows) {

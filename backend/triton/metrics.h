@@ -21,7 +21,7 @@ namespace slipstream::triton {
 struct MetricsView {
   MetricsSnapshot snapshot;
   Health health = Health::kStarting;
-  bool on_gpu = false;       // where the KV cache lies
+  bool on_gpu = false;  // where the KV cache lies
   int64_t weight_bytes = 0;
   int64_t wall_time_us = 0;
 };
@@ -41,7 +41,7 @@ struct HistogramRow {
   const char* help;
   const char* label;
   const char* label_value;
-  const Histogram MetricsSnapshot::*histogram;
+  const Histogram MetricsSnapshot::* histogram;
 };
 // The tables. The nv_trt_llm_* families have exactly the samples and labels of TensorRT-LLM's
 // backend, each with a key in the log line; everything else is under slipstream_*.

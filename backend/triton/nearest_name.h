@@ -28,10 +28,10 @@ inline size_t EditDistance(std::string_view a, std::string_view b) {
 // The candidate that takes the fewest edits; the first of equals, empty without candidates.
 inline std::string NearestName(std::string_view name,
                                const std::vector<std::string_view>& candidates) {
-  const auto nearest = std::min_element(
-      candidates.begin(), candidates.end(), [&](std::string_view a, std::string_view b) {
-        return EditDistance(name, a) < EditDistance(name, b);
-      });
+  const auto nearest = std::min_element(candidates.begin(), candidates.end(),
+                                        [&](std::string_view a, std::string_view b) {
+                                          return EditDistance(name, a) < EditDistance(name, b);
+                                        });
   return nearest == candidates.end() ? std::string() : std::string(*nearest);
 }
 

@@ -42,8 +42,9 @@ Status ApplyParameters(const std::map<std::string, std::string>& map,
   std::vector<std::string_view> keys;
   for (const auto& row : rows) keys.emplace_back(row.key);
   for (const auto& [key, value] : map) {
-    const auto row = std::find_if(rows.begin(), rows.end(),
-                                  [k = std::string_view(key)](const auto& r) { return k == r.key; });
+    const auto row =
+        std::find_if(rows.begin(), rows.end(),
+                     [k = std::string_view(key)](const auto& r) { return k == r.key; });
     if (row == rows.end()) {
       return Status::InvalidArgument("parameter " + key + ": unknown; the nearest known one is " +
                                      NearestName(key, keys));

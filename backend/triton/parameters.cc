@@ -2,60 +2,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/parameters.h"
 
-#include <limits>
+#include <algorithm>
 
-#include "triton/parameter_table.h"
+#include "triton/parameter_setters.h"
 
 namespace slipstream::triton {
 namespace {
 
-constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
-
 using LlmRow = ParameterRow<LlmParameters>;
 using LlmSet = LlmRow::Set;
 
-// Setters. `field` returns the member to set.
-template <typename Target, typename Field>
-typename ParameterRow<Target>::Set Int(Field field, int64_t min, int64_t max) {
-  return [=](std::string_view key, const std::string& value, Target* target) {
-    const auto number = ParseInt(key, value, min, max);
-    if (!number.ok()) return number.status();
-    auto& member = field(target);
-    member = static_cast<std::decay_t<decltype(member)>>(*number);
-    return Status::Ok();
-  };
-}
-template <typename Target, typename Field>
-typename ParameterRow<Target>::Set Bool(Field field) {
-  return [=](std::string_view key, const std::string& value, Target* target) {
-    const auto flag = ParseBool(key, value);
-    if (!flag.ok()) return flag.status();
-    field(target) = *flag;
-    return Status::Ok();
-  };
-}
-template <typename Target, typename Field>
-typename ParameterRow<Target>::Set Text(Field field) {
-  return [=](std::string_view, const std::string& value, Target* target) {
-    field(target) = value;
-    return Status::Ok();
-  };
-}
-template <typename Target>
-typename ParameterRow<Target>::Set Any() {
-  return [](std::string_view, const std::string&, Target*) { return Status::Ok(); };
-}
-template <typename Target>
-typename ParameterRow<Target>::Set NoEffect(const char* why) {
-  return [=](std::string_view key, const std::string&, Target* target) {
-    target->without_effect.push_back(std::string(key) + " (" + why + ")");
-    return Status::Ok();
-  };
-}
-
-#define FIELD(Target, member) [](Target* p) -> auto& { return p->member; }
-#define LLM(member) FIELD(LlmParameters, member)
+#define LLM(member) SLIPSTREAM_FIELD(LlmParameters, member)
 
 LlmSet LlmInt(int32_t& (*field)(LlmParameters*), int64_t min, int64_t max = kMaxInt32) {
   return Int<LlmParameters>(field, min, max);
@@ -242,25 +199,6 @@ std::vector<LlmRow> TensorRtLlmRows() {
   };
 }
 
-template <typename Target>
-std::vector<ParameterRow<Target>> TokenizerRows() {
-  return {
-      {"role", "", Any<Target>()},
-      {"tokenizer", "", Text<Target>(FIELD(Target, tokenizer.tokenizer))},
-      {"tokenizer_dir", "tokenizer", Text<Target>(FIELD(Target, tokenizer.tokenizer))},
-      {"revision", "", Text<Target>(FIELD(Target, tokenizer.revision))},
-      {"trust_remote_code", "", Bool<Target>(FIELD(Target, tokenizer.trust_remote_code))},
-      {"python_executable", "", Text<Target>(FIELD(Target, tokenizer.python.executable))},
-      {"tokenizer_type", "", NoEffect<Target>("the tokenizer says it")},
-  };
-}
-
-Status NeedTokenizer(const TokenizerParameters& tokenizer) {
-  if (!tokenizer.tokenizer.empty()) return Status::Ok();
-  return Status::InvalidArgument(
-      "parameter tokenizer_dir: not set; it must name the directory of a Hugging Face tokenizer");
-}
-
 }  // namespace
 
 StatusOr<LlmParameters> LlmParameters::FromMap(const ParameterMap& map) {
@@ -275,37 +213,6 @@ StatusOr<LlmParameters> LlmParameters::FromMap(const ParameterMap& map) {
     return Status::InvalidArgument(
         "parameter model (or gpt_model_path): not set; it must name a Hugging Face checkpoint");
   }
-  return parameters;
-}
-
-StatusOr<TokenizeParameters> TokenizeParameters::FromMap(const ParameterMap& map) {
-  auto rows = TokenizerRows<TokenizeParameters>();
-  const auto none = [](const char* why) { return NoEffect<TokenizeParameters>(why); };
-  rows.push_back({"tokenizer_processes", "",
-                  Int<TokenizeParameters>(FIELD(TokenizeParameters, tokenizer_processes), 1, 64)});
-  rows.push_back({"add_special_tokens", "",
-                  Bool<TokenizeParameters>(FIELD(TokenizeParameters, add_special_tokens))});
-  rows.push_back({"allow_special", "",
-                  Bool<TokenizeParameters>(FIELD(TokenizeParameters, allow_special))});
-  for (const char* key : {"multimodal_model_path", "max_num_images", "hf_model_path"}) {
-    rows.push_back({key, "", none("multimodal inputs are not served")});
-  }
-  for (const char* key : {"gpt_model_path", "engine_dir"}) {
-    rows.push_back({key, "", none("only the tokenizer is needed")});
-  }
-  TokenizeParameters parameters;
-  if (Status s = ApplyParameters(map, rows, &parameters); !s.ok()) return s;
-  if (Status s = NeedTokenizer(parameters.tokenizer); !s.ok()) return s;
-  return parameters;
-}
-
-StatusOr<DetokenizeParameters> DetokenizeParameters::FromMap(const ParameterMap& map) {
-  auto rows = TokenizerRows<DetokenizeParameters>();
-  rows.push_back({"skip_special_tokens", "",
-                  Bool<DetokenizeParameters>(FIELD(DetokenizeParameters, skip_special_tokens))});
-  DetokenizeParameters parameters;
-  if (Status s = ApplyParameters(map, rows, &parameters); !s.ok()) return s;
-  if (Status s = NeedTokenizer(parameters.tokenizer); !s.ok()) return s;
   return parameters;
 }
 

@@ -40,8 +40,8 @@ struct WorkerParameters {
 
 enum class WorkerKind : uint8_t { kProcess, kScripted };
 
-// Parameters of role `llm`: our own names, and the keys of TensorRT-LLM's in-flight batching backend
-// mapped to the same settings. parameters.cc holds the one table.
+// Parameters of role `llm`: our own names, and the keys of TensorRT-LLM's in-flight batching
+// backend mapped to the same settings. parameters.cc holds the one table.
 struct LlmParameters {
   WorkerKind worker_kind = WorkerKind::kProcess;
   std::string scripted = "{}";  // JSON for ScriptedWorker

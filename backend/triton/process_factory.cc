@@ -58,8 +58,7 @@ StatusOr<std::unique_ptr<WorkerPort>> MakeWorkerPort(const LlmParameters& parame
     if (!config.ok()) {
       return Status::InvalidArgument("parameter scripted: " + config.status().message());
     }
-    return std::unique_ptr<WorkerPort>(
-        std::make_unique<ScriptedWorker>(std::move(config).value()));
+    return std::unique_ptr<WorkerPort>(std::make_unique<ScriptedWorker>(std::move(config).value()));
   }
   ProcessWorkerConfig config;
   config.python = PythonExecutable(parameters.python);

@@ -48,8 +48,8 @@ StatusOr<RequestData> RequestData::Create(Fields fields, bool batched) {
     }
     if (batch >= 0 && rows != batch) {
       return Status::InvalidArgument(tensor->name + ": shape " + ShapeString(tensor->shape) +
-                                     " has batch " + std::to_string(rows) +
-                                     ", other inputs have " + std::to_string(batch));
+                                     " has batch " + std::to_string(rows) + ", other inputs have " +
+                                     std::to_string(batch));
     }
     batch = rows;
   }
@@ -69,8 +69,7 @@ bool RequestData::Has(std::string_view name) const {
 }
 
 bool RequestData::Requested(std::string_view output) const {
-  return std::find(fields_.outputs.begin(), fields_.outputs.end(), output) !=
-         fields_.outputs.end();
+  return std::find(fields_.outputs.begin(), fields_.outputs.end(), output) != fields_.outputs.end();
 }
 
 template <typename T>
@@ -101,9 +100,8 @@ StatusOr<std::optional<Result>> RequestData::Scalar(std::string_view name,
   if (!values.ok()) return values.status();
   if (values->empty()) return std::optional<Result>();
   if (values->size() != 1) {
-    return Status::InvalidArgument(std::string(name) + ": shape " +
-                                   ShapeString(Find(name)->shape) + " has " +
-                                   std::to_string(values->size()) +
+    return Status::InvalidArgument(std::string(name) + ": shape " + ShapeString(Find(name)->shape) +
+                                   " has " + std::to_string(values->size()) +
                                    " values per request, must have 1");
   }
   if constexpr (std::is_same_v<Result, bool>) {
@@ -128,8 +126,7 @@ StatusOr<std::optional<float>> RequestData::Float(std::string_view name, int64_t
 StatusOr<std::optional<bool>> RequestData::Bool(std::string_view name, int64_t row) const {
   return Scalar<uint8_t, bool>(name, TRITONSERVER_TYPE_BOOL, row);
 }
-StatusOr<std::optional<std::string>> RequestData::String(std::string_view name,
-                                                         int64_t row) const {
+StatusOr<std::optional<std::string>> RequestData::String(std::string_view name, int64_t row) const {
   return Scalar<std::string, std::string>(name, TRITONSERVER_TYPE_BYTES, row);
 }
 StatusOr<std::vector<int32_t>> RequestData::Int32Row(std::string_view name, int64_t row) const {

@@ -18,8 +18,8 @@ namespace slipstream::triton {
 
 // What a Triton request carries, checked as far as can be without knowing what it means: every
 // tensor lies in host memory and has as many bytes as its type and shape say, and all tensors agree
-// on the batch size. Roles read it with the typed accessors, whose errors name the tensor, the value
-// and what is allowed.
+// on the batch size. Roles read it with the typed accessors, whose errors name the tensor, the
+// value and what is allowed.
 //
 // A tensor with no elements is as good as absent: ensembles and older clients send empty ones.
 class RequestData {
@@ -30,7 +30,7 @@ class RequestData {
     bool cancelled = false;
     uint64_t timeout_us = 0;  // 0 = none
     std::vector<std::unique_ptr<Tensor>> inputs;
-    std::vector<std::string> outputs;                // the requested ones; all when none was named
+    std::vector<std::string> outputs;               // the requested ones; all when none was named
     std::map<std::string, std::string> parameters;  // scalars of any type, as text
   };
 

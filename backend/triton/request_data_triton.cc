@@ -6,8 +6,8 @@
 namespace slipstream::triton {
 namespace {
 
-#define RETURN_IF_TRITON_ERROR(call)                                         \
-  do {                                                                       \
+#define RETURN_IF_TRITON_ERROR(call)                                           \
+  do {                                                                         \
     if (Status status_ = FromTritonError(call); !status_.ok()) return status_; \
   } while (false)
 
@@ -17,8 +17,7 @@ Status ReadBuffers(TRITONBACKEND_Input* input, uint32_t buffers, Tensor* tensor)
     uint64_t size = 0;
     TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
     int64_t memory_id = 0;
-    RETURN_IF_TRITON_ERROR(
-        TRITONBACKEND_InputBuffer(input, i, &data, &size, &memory, &memory_id));
+    RETURN_IF_TRITON_ERROR(TRITONBACKEND_InputBuffer(input, i, &data, &size, &memory, &memory_id));
     if (memory == TRITONSERVER_MEMORY_GPU) {
       return Status::Unsupported(tensor->name + ": lies in the memory of GPU " +
                                  std::to_string(memory_id) +
@@ -42,8 +41,8 @@ StatusOr<std::unique_ptr<Tensor>> ReadInput(TRITONBACKEND_Input* input) {
   uint32_t dims = 0;
   uint64_t bytes = 0;
   uint32_t buffers = 0;
-  RETURN_IF_TRITON_ERROR(TRITONBACKEND_InputProperties(input, &name, &tensor->dtype, &shape, &dims,
-                                                       &bytes, &buffers));
+  RETURN_IF_TRITON_ERROR(
+      TRITONBACKEND_InputProperties(input, &name, &tensor->dtype, &shape, &dims, &bytes, &buffers));
   tensor->name = name;
   tensor->shape.assign(shape, shape + dims);
   if (Status status = ReadBuffers(input, buffers, tensor.get()); !status.ok()) return status;

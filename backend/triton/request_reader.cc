@@ -58,9 +58,9 @@ void ReadMinTokens(FieldReader* in, SamplingParams* sampling) {
   const std::optional<int32_t> tokens = in->Int32("min_tokens");
   const std::optional<int32_t> length = in->Int32("min_length");
   if (tokens.has_value() && length.has_value() && *tokens != *length) {
-    in->Fail(Status::InvalidArgument(
-        "min_length: " + std::to_string(*length) + " differs from min_tokens, " +
-        std::to_string(*tokens) + "; they are two names of one setting"));
+    in->Fail(Status::InvalidArgument("min_length: " + std::to_string(*length) +
+                                     " differs from min_tokens, " + std::to_string(*tokens) +
+                                     "; they are two names of one setting"));
   }
   sampling->min_tokens = tokens.value_or(length.value_or(0));
 }
@@ -81,8 +81,8 @@ void ReadSampling(FieldReader* in, SamplingParams* sampling) {
   }
 }
 
-// -1 = none; absent = the checkpoint's own. Through an ensemble the id is the tokenizer's single one
-// unless the client gave another; a checkpoint may have more ends than that, and any of its own
+// -1 = none; absent = the checkpoint's own. Through an ensemble the id is the tokenizer's single
+// one unless the client gave another; a checkpoint may have more ends than that, and any of its own
 // stands for all of them there.
 std::vector<int32_t> ReadEndIds(FieldReader* in, const ReaderSettings& settings, bool piped) {
   const std::optional<int32_t> end_id = in->Int32("end_id");
@@ -172,8 +172,8 @@ void ReadDeadline(const RequestData& request, TimeNs now, FieldReader* in, Reque
   const std::optional<int32_t> timeout = in->Int32("timeout_ms");
   if (!timeout.has_value()) return;
   if (*timeout < 1) {
-    in->Fail(Status::InvalidArgument("timeout_ms: " + std::to_string(*timeout) +
-                                     " must be at least 1"));
+    in->Fail(
+        Status::InvalidArgument("timeout_ms: " + std::to_string(*timeout) + " must be at least 1"));
     return;
   }
   spec->deadline = std::min(spec->deadline, now + TimeNs{*timeout} * 1'000'000);

@@ -23,7 +23,7 @@ struct ReaderSettings {
   TRITONSERVER_DataType context_logits_dtype = TRITONSERVER_TYPE_FP32;
   TRITONSERVER_DataType generation_logits_dtype = TRITONSERVER_TYPE_FP32;
   int32_t vocab_size = 0;
-  std::vector<int32_t> end_ids;  // the checkpoint's own
+  std::vector<int32_t> end_ids;                   // the checkpoint's own
   std::shared_ptr<const TokenTable> token_table;  // null: no text
 };
 

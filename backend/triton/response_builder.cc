@@ -69,8 +69,8 @@ void Outputs::AddLogits(const char* name, std::vector<int64_t> shape, TRITONSERV
 // short of its tokens: as much is cut here.
 std::string EchoText(const ResponsePlan& plan, const std::vector<int32_t>& all, size_t prompt_size,
                      const std::string& generated_text) {
-  const std::string whole = Detokenizer::Decode(plan.token_table, all.data(), all.size(),
-                                                plan.skip_special_tokens);
+  const std::string whole =
+      Detokenizer::Decode(plan.token_table, all.data(), all.size(), plan.skip_special_tokens);
   const std::string generated =
       Detokenizer::Decode(plan.token_table, all.data() + prompt_size, all.size() - prompt_size,
                           plan.skip_special_tokens);
@@ -111,7 +111,8 @@ void AddTopLogprobs(const ResponsePlan& plan, const Event& event, Outputs* out) 
 void AddLogits(const ResponsePlan& plan, const Event& event, Outputs* out) {
   if (plan.context_logits && !event.context_logits.empty()) {
     const int64_t rows = event.usage.prompt_tokens;
-    const auto vocab = static_cast<int64_t>(event.context_logits.size()) / std::max<int64_t>(rows, 1);
+    const auto vocab =
+        static_cast<int64_t>(event.context_logits.size()) / std::max<int64_t>(rows, 1);
     out->AddLogits("context_logits", {rows, vocab}, plan.context_logits_dtype,
                    event.context_logits);
   }

@@ -9,11 +9,11 @@
 namespace slipstream::triton {
 namespace {
 
-constexpr const char* kPerfOutputs[] = {
-    "kv_cache_alloc_new_blocks", "kv_cache_reused_blocks",      "kv_cache_alloc_total_blocks",
-    "arrival_time_ns",           "first_scheduled_time_ns",     "first_token_time_ns",
-    "last_token_time_ns",        "acceptance_rate",             "total_accepted_draft_tokens",
-    "total_draft_tokens"};
+constexpr const char* kPerfOutputs[] = {"kv_cache_alloc_new_blocks",   "kv_cache_reused_blocks",
+                                        "kv_cache_alloc_total_blocks", "arrival_time_ns",
+                                        "first_scheduled_time_ns",     "first_token_time_ns",
+                                        "last_token_time_ns",          "acceptance_rate",
+                                        "total_accepted_draft_tokens", "total_draft_tokens"};
 constexpr size_t kNumKvPerfOutputs = 3;  // the first ones
 
 void PlanOutputs(const RequestData& request, FieldReader* in, ResponsePlan* plan) {
@@ -76,7 +76,8 @@ Status CheckTransactionPolicy(const ResponsePlan& plan, bool decoupled) {
 
 }  // namespace
 
-StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request, const ReaderSettings& settings) {
+StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
+                                        const ReaderSettings& settings) {
   if (Status s = CheckOutputs(request); !s.ok()) return s;
   FieldReader in(request, 0);
   ResponsePlan plan;
@@ -84,7 +85,8 @@ StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request, const Reader
   plan.batch = static_cast<int32_t>(request.batch());
   plan.streaming = in.Bool("streaming").value_or(false);
   plan.num_sequences = in.Int32("num_return_sequences").value_or(1);
-  plan.piped = request.Requested("flow") && request.outputs().size() < settings.num_declared_outputs;
+  plan.piped =
+      request.Requested("flow") && request.outputs().size() < settings.num_declared_outputs;
   PlanOutputs(request, &in, &plan);
   plan.context_logits_dtype = settings.context_logits_dtype;
   plan.generation_logits_dtype = settings.generation_logits_dtype;

@@ -11,12 +11,12 @@
 
 namespace slipstream::triton {
 
-// What the responses to one request of role `llm` hold. An optional output is wanted when the client
-// asked for it by its flag and it is among the requested outputs.
+// What the responses to one request of role `llm` hold. An optional output is wanted when the
+// client asked for it by its flag and it is among the requested outputs.
 struct ResponsePlan {
-  bool batched = false;      // shapes begin with the batch dimension, 1
-  bool streaming = false;    // responses are deltas
-  int32_t batch = 1;         // rows; each gets responses of its own
+  bool batched = false;       // shapes begin with the batch dimension, 1
+  bool streaming = false;     // responses are deltas
+  int32_t batch = 1;          // rows; each gets responses of its own
   int32_t num_sequences = 1;  // per row
   // The request names `flow` among its outputs: it comes from an ensemble whose `detokenize` step
   // acknowledges responses, and every response must have tensors for that step.

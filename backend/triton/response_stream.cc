@@ -109,8 +109,8 @@ void ResponseStream::Finish() {
                                                          compute_start_ns, end_ns, end_ns),
              "reporting statistics");
   if (!failed_) {
-    LogIfError(TRITONBACKEND_ModelInstanceReportBatchStatistics(
-                   instance_, 1, start_ns_, compute_start_ns, end_ns, end_ns),
+    LogIfError(TRITONBACKEND_ModelInstanceReportBatchStatistics(instance_, 1, start_ns_,
+                                                                compute_start_ns, end_ns, end_ns),
                "reporting batch statistics");
   }
   LogIfError(TRITONBACKEND_ResponseFactoryDelete(factory_), "deleting a response factory");

@@ -6,14 +6,14 @@
 
 #include "executor/detokenizer.h"
 #include "triton/flow_registry.h"
-#include "triton/tensor_table.h"
 #include "triton/process_factory.h"
+#include "triton/tensor_table.h"
 
 namespace slipstream::triton {
 namespace {
 
-// Responses of one stream must come out in the order they came in. Triton keeps it only for a single
-// instance, and in a dynamic batcher only on request.
+// Responses of one stream must come out in the order they came in. Triton keeps it only for a
+// single instance, and in a dynamic batcher only on request.
 Status CheckOrder(const ModelConfig& config) {
   if (config.instance_count != 1) {
     return Status::Unsupported("instance_group: " + std::to_string(config.instance_count) +

@@ -64,8 +64,8 @@ LlmModel::LlmModel(ModelConfig config, LlmParameters parameters)
 LlmModel::~LlmModel() {
   watch_.reset();
   if (executor_ != nullptr) {
-    const TimeNs deadline = static_cast<TimeNs>(MonotonicNs()) +
-                            TimeNs{parameters_.drain_timeout_ms} * 1'000'000;
+    const TimeNs deadline =
+        static_cast<TimeNs>(MonotonicNs()) + TimeNs{parameters_.drain_timeout_ms} * 1'000'000;
     executor_->Shutdown(/*drain=*/true, deadline);
   }
   delivery_->Stop();  // after the last event, before the executor that it cancels requests of
@@ -116,12 +116,12 @@ Status LlmModel::CheckLoaded() const {
 void LlmModel::StartReporting() {
   const WorkerInfo& worker = executor_->worker_info();
   const bool on_gpu = worker.device.rfind("cuda", 0) == 0;
-  metrics_ = MetricsReporter::Create(
-      config().name, config().version, parameters_.stats_check_period_ms,
-      [this, on_gpu, weights = worker.weight_bytes] {
-        return MetricsView{executor_->Metrics(), executor_->health(), on_gpu, weights,
-                           WallTimeUs()};
-      });
+  metrics_ =
+      MetricsReporter::Create(config().name, config().version, parameters_.stats_check_period_ms,
+                              [this, on_gpu, weights = worker.weight_bytes] {
+                                return MetricsView{executor_->Metrics(), executor_->health(),
+                                                   on_gpu, weights, WallTimeUs()};
+                              });
   HealthWatch::Options options;
   options.model = config().name;
   options.exit_on_fatal = parameters_.exit_on_fatal;

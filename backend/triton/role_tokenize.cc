@@ -57,8 +57,7 @@ std::vector<std::string> ReadBiasWords(FieldReader* in, std::vector<float>* weig
   const std::vector<float> given = in->FloatRow("EMBEDDING_BIAS_WEIGHTS");
   std::vector<std::string> result;
   if (words.size() != given.size()) {
-    in->Fail(Status::InvalidArgument("EMBEDDING_BIAS_WEIGHTS: has " +
-                                     std::to_string(given.size()) +
+    in->Fail(Status::InvalidArgument("EMBEDDING_BIAS_WEIGHTS: has " + std::to_string(given.size()) +
                                      " values, EMBEDDING_BIAS_WORDS has " +
                                      std::to_string(words.size())));
     return result;
@@ -69,12 +68,6 @@ std::vector<std::string> ReadBiasWords(FieldReader* in, std::vector<float>* weig
     weights->push_back(given[i]);
   }
   return result;
-}
-
-// Collects one tensor: `fill` for every element that no row has.
-template <typename T>
-std::vector<T> Rectangle(size_t rows, size_t width, T fill) {
-  return std::vector<T>(rows * width, fill);
 }
 
 class OutputList {
@@ -98,7 +91,7 @@ class OutputList {
 };
 
 void AddWordLists(const char* name, const std::vector<TokenizedRow>& rows,
-                  WordList TokenizedRow::*words, OutputList* out) {
+                  WordList TokenizedRow::* words, OutputList* out) {
   size_t columns = 0;
   for (const TokenizedRow& row : rows) {
     columns = std::max(columns, EncodeWordList(row.*words).size() / 2);
@@ -115,9 +108,10 @@ void AddBias(const std::vector<TokenizedRow>& rows, int32_t vocab_size, OutputLi
   const bool any = std::any_of(rows.begin(), rows.end(),
                                [](const TokenizedRow& row) { return !row.bias.empty(); });
   const size_t width = any ? static_cast<size_t>(vocab_size) : 0;
-  std::vector<float> bias = Rectangle<float>(rows.size(), width, 0);
+  std::vector<float> bias(rows.size() * width, 0.0f);
   for (size_t i = 0; i < rows.size(); ++i) {
-    for (const auto& [id, weight] : rows[i].bias) bias[i * width + static_cast<size_t>(id)] += weight;
+    for (const auto& [id, weight] : rows[i].bias)
+      bias[i * width + static_cast<size_t>(id)] += weight;
   }
   out->Add("EMBEDDING_BIAS", {static_cast<int64_t>(width)}, bias);
 }
@@ -156,7 +150,8 @@ std::vector<OutputTensor> BuildTokenizeOutputs(const RequestData& request,
   out.Add("REQUEST_OUTPUT_LEN", {1},
           Column(rows, [](const TokenizedRow& row) { return row.output_len; }));
   // Without an end of the tokenizer's own, the model's ends hold.
-  if (std::all_of(rows.begin(), rows.end(), [](const auto& row) { return row.end_id.has_value(); })) {
+  if (std::all_of(rows.begin(), rows.end(),
+                  [](const auto& row) { return row.end_id.has_value(); })) {
     out.Add("OUT_END_ID", {1}, Column(rows, [](const TokenizedRow& row) { return *row.end_id; }));
   }
   out.Add("OUT_PAD_ID", {1}, Column(rows, pad));
@@ -169,8 +164,8 @@ StatusOr<std::unique_ptr<TokenizeModel>> TokenizeModel::Create(ModelConfig confi
   LogWithoutEffect(config.name, parameters->without_effect);
   auto pool = MakeTokenizerPool(parameters->tokenizer, parameters->tokenizer_processes);
   if (!pool.ok()) return pool.status();
-  return std::unique_ptr<TokenizeModel>(new TokenizeModel(
-      std::move(config), std::move(parameters).value(), std::move(pool).value()));
+  return std::unique_ptr<TokenizeModel>(
+      new TokenizeModel(std::move(config), std::move(parameters).value(), std::move(pool).value()));
 }
 
 TokenizeModel::TokenizeModel(ModelConfig config, TokenizeParameters parameters,

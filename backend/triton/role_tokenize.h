@@ -32,9 +32,9 @@ std::vector<OutputTensor> BuildTokenizeOutputs(const RequestData& request,
                                                const std::vector<TokenizedRow>& rows,
                                                int32_t vocab_size, bool batched);
 
-// Role `tokenize`: text or chat messages to token ids, through tokenizer processes. Each of Triton's
-// instances waits for its own answer: as many requests are tokenized at once as there are instances
-// and processes.
+// Role `tokenize`: text or chat messages to token ids, through tokenizer processes. Each of
+// Triton's instances waits for its own answer: as many requests are tokenized at once as there are
+// instances and processes.
 class TokenizeModel final : public Model {
  public:
   static StatusOr<std::unique_ptr<TokenizeModel>> Create(ModelConfig config);

@@ -81,9 +81,9 @@ StatusOr<std::vector<std::string>> ParseBytesTensor(const Tensor& tensor) {
   for (int64_t i = 0; i < tensor.elements; ++i) {
     uint32_t length = 0;
     if (rest.size() < sizeof(length)) {
-      return Status::InvalidArgument(tensor.name + ": the data of " +
-                                     std::to_string(tensor.data.size()) + " bytes ends in element " +
-                                     std::to_string(i) + " of " + std::to_string(tensor.elements));
+      return Status::InvalidArgument(
+          tensor.name + ": the data of " + std::to_string(tensor.data.size()) +
+          " bytes ends in element " + std::to_string(i) + " of " + std::to_string(tensor.elements));
     }
     std::memcpy(&length, rest.data(), sizeof(length));
     rest.remove_prefix(sizeof(length));

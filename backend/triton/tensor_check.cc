@@ -52,12 +52,12 @@ Status CheckType(const TensorRow& row, const Tensor& tensor) {
 Status CheckInput(Role role, const Tensor& tensor) {
   const TensorRow* row = FindRow(InputRows(role), tensor.name);
   if (row == nullptr) {
-    return Status::InvalidArgument(tensor.name + ": role " + RoleName(role) +
-                                   " has no such input");
+    return Status::InvalidArgument(tensor.name + ": role " + RoleName(role) + " has no such input");
   }
   if (row->use == Use::kControl || tensor.elements == 0) return Status::Ok();
   if (row->use == Use::kRefused) {
-    return Status::Unsupported(tensor.name + ": not supported, leave this input out (no support for " +
+    return Status::Unsupported(tensor.name +
+                               ": not supported, leave this input out (no support for " +
                                row->feature + ")");
   }
   if (Status status = CheckType(*row, tensor); !status.ok()) return status;
@@ -112,8 +112,8 @@ StatusOr<Role> ParseRole(std::string_view name) {
 }
 
 const TensorRow* FindRow(const std::vector<TensorRow>& rows, std::string_view name) {
-  const auto row = std::find_if(rows.begin(), rows.end(),
-                                [&](const TensorRow& r) { return name == r.name; });
+  const auto row =
+      std::find_if(rows.begin(), rows.end(), [&](const TensorRow& r) { return name == r.name; });
   return row == rows.end() ? nullptr : &*row;
 }
 

@@ -33,8 +33,8 @@ struct TensorRow {
   const char* dims;             // as a configuration declares it, without the batch
   bool optional;                // inputs
   Use use;
-  double neutral[2];        // kNeutralOnly
-  const char* feature;      // kRefused, kNeutralOnly: what it belongs to, for the message
+  double neutral[2];    // kNeutralOnly
+  const char* feature;  // kRefused, kNeutralOnly: what it belongs to, for the message
 };
 
 const std::vector<TensorRow>& InputRows(Role role);

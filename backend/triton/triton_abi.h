@@ -4,8 +4,8 @@
 
 // Triton's C API as far as this backend uses it: binary-compatible declarations, nothing more.
 // Functions without a body here are resolved from the server that loads the library (nothing is
-// linked); the last group is what the backend itself exports. With SLIPSTREAM_OFFICIAL_TRITON_HEADERS
-// Triton's own headers take this file's place.
+// linked); the last group is what the backend itself exports. With
+// SLIPSTREAM_OFFICIAL_TRITON_HEADERS Triton's own headers take this file's place.
 
 #ifdef SLIPSTREAM_OFFICIAL_TRITON_HEADERS
 
@@ -179,8 +179,7 @@ TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request* req
 TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request* request,
                                                      uint32_t* count);
 TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request* request,
-                                                    const uint32_t index,
-                                                    const char** output_name);
+                                                    const uint32_t index, const char** output_name);
 TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request* request,
                                                  uint32_t release_flags);
 TRITONSERVER_Error* TRITONBACKEND_InputProperties(TRITONBACKEND_Input* input, const char** name,

@@ -240,7 +240,7 @@ Status PlanChecker::Copy(const BlockCopy& copy) {
                   Str(limits_.tokens_per_block));
   }
   const BlockState& target = Touch(copy.dst);
-  if (target.holders > target.appended || target.holders > 1) {
+  if (target.holders > target.appended) {
     return Broken(name + " overwrites a block in use");
   }
   const auto size = static_cast<size_t>(limits_.tokens_per_block);

@@ -102,6 +102,7 @@ class PagedSdpa:
             visible = torch.from_numpy(np.arange(padded) < lengths[:, None])
             mask = torch.zeros(visible.shape, dtype=self.cache.shape.dtype)
             mask = mask.masked_fill_(~visible, float("-inf"))[:, None, None].to(self.device)
+            mask = _aligned(mask)
         whole = group.size == batch.total_tokens
         rows = None if whole else self._tensor(starts[group])
         return _DecodeGroup(rows, self._gather(table), mask, padded)
@@ -204,10 +205,21 @@ class PagedSdpaPlan:
                 queries[rows].permute(1, 2, 0, 3),
                 pair[0, :, :, :seen],
                 pair[1, :, :, :seen],
-                attn_mask=None if whole else self._causal[_TILE - size :, columns - seen :],
+                attn_mask=(
+                    None if whole else _aligned(self._causal[_TILE - size :, columns - seen :])
+                ),
                 is_causal=whole,
             )
             out[rows] = attended.permute(2, 0, 1, 3).reshape(size, -1)
+
+
+def _aligned(mask: torch.Tensor) -> torch.Tensor:
+    """The mask with every row where CUDA's kernels can read it: 16 bytes at a time."""
+    if mask.device.type != "cuda":
+        return mask
+    columns = mask.shape[-1]
+    rows = mask.new_empty((*mask.shape[:-1], -(-columns // 16) * 16))
+    return rows[..., :columns].copy_(mask)
 
 
 def _similar(sequences: IntArray, blocks: IntArray) -> list[IntArray]:

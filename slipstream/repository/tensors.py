@@ -3,8 +3,8 @@
 """The tensors of each model in a repository: the one table that configurations are made from.
 
 Names, types, dims, order and flags are the wire interface that existing clients rely on. ``dims``
-leave out the batch dimension. Two inputs are declared optional although older configurations
-require them: ``QUERY`` and ``text_input``, because chat messages can take their place.
+leave out the batch dimension. ``QUERY`` and ``text_input`` are required, as clients know them; a
+request with chat messages sends them empty.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ _LLM_OUTPUTS = (
 )
 
 _ENSEMBLE_INPUTS = (
-    _optional("text_input", "STRING", 1),
+    Tensor("text_input", "STRING", (1,)),
     _optional("decoder_text_input", "STRING", 1),
     Tensor("max_tokens", "INT32", (1,)),
     _optional("num_return_sequences", "INT32", 1),
@@ -247,7 +247,7 @@ _ENSEMBLE_INPUTS = (
 )
 
 _PREPROCESSING_INPUTS = (
-    _optional("QUERY", "STRING", 1),
+    Tensor("QUERY", "STRING", (1,)),
     _optional("DECODER_QUERY", "STRING", 1),
     _optional("IMAGE_BYTES", "UINT8", -1, -1, -1, -1),
     _optional("IMAGE_URL", "STRING", 1),

@@ -57,8 +57,10 @@ host::RequestSpec Ask(const std::vector<int32_t>& prompt, int32_t max_tokens, bo
   spec.inputs = {In<int32_t>("input_ids", {1, size}, prompt),
                  In<int32_t>("input_lengths", {1, 1}, {size}),
                  In<int32_t>("request_output_len", {1, 1}, {max_tokens}),
-                 InBool("streaming", streaming), InBool("return_finish_reason", true),
-                 InBool("return_usage", true), InBool("exclude_input_in_output", true)};
+                 InBool("streaming", streaming),
+                 InBool("return_finish_reason", true),
+                 InBool("return_usage", true),
+                 InBool("exclude_input_in_output", true)};
   for (const TensorRow& row : OutputRows(Role::kLlm)) spec.outputs.emplace_back(row.name);
   return spec;
 }
@@ -253,8 +255,8 @@ TEST_CASE("backend: unloading lets accepted requests finish") {
   }
   for (const auto& client : clients) CHECK(Ids(client->WaitFinal()).size() == 60);
   CheckClean(clients);
-  CHECK(host::CountAlive().metrics == 0);
-  CHECK(host::CountAlive().families == 0);
+  CHECK(host::CountAliveMetrics().metrics == 0);
+  CHECK(host::CountAliveMetrics().families == 0);
 }
 
 TEST_CASE("backend: cancellations at any moment leave nothing behind") {
@@ -263,8 +265,8 @@ TEST_CASE("backend: cancellations at any moment leave nothing behind") {
   std::mt19937 random(11);
   for (int round = 0; round < 300; ++round) {
     const bool streaming = random() % 2 == 0;
-    auto spec = Ask({static_cast<int32_t>(random() % 100), 6}, 1 + static_cast<int32_t>(random() % 40),
-                    streaming);
+    auto spec = Ask({static_cast<int32_t>(random() % 100), 6},
+                    1 + static_cast<int32_t>(random() % 40), streaming);
     if (random() % 4 == 0) spec.outputs = {"output_ids", "sequence_length", "flow"};
     if (random() % 4 == 0) spec.inputs.push_back(In<int32_t>("num_return_sequences", {1, 1}, {3}));
     clients.push_back(Send(model.get(), spec));

@@ -38,8 +38,8 @@ class FakeClient {
   }
   std::vector<Item> WaitFor(size_t count) {
     std::unique_lock<std::mutex> lock(mutex_);
-    const bool enough = changed_.wait_for(lock, std::chrono::seconds(20),
-                                          [&] { return items_.size() >= count; });
+    const bool enough =
+        changed_.wait_for(lock, std::chrono::seconds(20), [&] { return items_.size() >= count; });
     REQUIRE(enough);
     return items_;
   }
@@ -115,8 +115,8 @@ struct Fixture {
   }
   std::vector<RequestId> WaitCancelled(size_t count) {
     std::unique_lock<std::mutex> lock(mutex);
-    const bool enough = changed.wait_for(lock, std::chrono::seconds(20),
-                                         [&] { return cancelled.size() >= count; });
+    const bool enough =
+        changed.wait_for(lock, std::chrono::seconds(20), [&] { return cancelled.size() >= count; });
     REQUIRE(enough);
     return cancelled;
   }

@@ -101,10 +101,14 @@ struct Alive {
   int factories = 0;
   int responses = 0;
   int errors = 0;
+};
+Alive CountAlive();
+
+struct AliveMetrics {
   int metrics = 0;
   int families = 0;
 };
-Alive CountAlive();
+AliveMetrics CountAliveMetrics();
 
 // What /metrics showed last of a model, by "family{label="value"}" without model and version;
 // histograms as "…_count" and "…_sum".

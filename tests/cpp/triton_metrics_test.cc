@@ -42,7 +42,8 @@ TEST_CASE("metrics: a replayed histogram has the same buckets and the same sum")
   CHECK(ReplayHistogram(Histogram(), Histogram(bounds)).empty());
 }
 
-TEST_CASE("metrics: the nv_trt_llm samples are exactly those of the interface, each with a log key") {
+TEST_CASE(
+    "metrics: the nv_trt_llm samples are exactly those of the interface, each with a log key") {
   const std::map<std::string, std::pair<std::string, std::set<std::string>>> expected = {
       {"nv_trt_llm_request_metrics",
        {"request_type", {"active", "max", "scheduled", "context", "waiting"}}},
@@ -85,7 +86,7 @@ TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go
   view.snapshot.output_tokens = Histogram({10, 50});
   view.snapshot.input_tokens.Observe(20);
   std::mutex mutex;
-  const auto before = host::CountAlive();
+  const auto before = host::CountAliveMetrics();
   {
     const auto reporter = MetricsReporter::Create("snapshots", 1, 1, [&] {
       const std::lock_guard<std::mutex> lock(mutex);
@@ -111,8 +112,8 @@ TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go
   CHECK(samples[input + "_count"] == 2);
   CHECK(samples[input + "_sum"] == doctest::Approx(50));
   CHECK(samples["slipstream_time_to_first_token_seconds_sum"] == doctest::Approx(0.25));
-  CHECK(host::CountAlive().metrics == before.metrics);
-  CHECK(host::CountAlive().families == before.families);
+  CHECK(host::CountAliveMetrics().metrics == before.metrics);
+  CHECK(host::CountAliveMetrics().families == before.families);
 }
 
 }  // namespace

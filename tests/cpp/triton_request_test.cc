@@ -74,8 +74,9 @@ TEST_CASE("request: the plain one") {
 TEST_CASE("request: when sampling is random") {
   CHECK(Sampling([](auto& b) { b.Float("temperature", 0.0f); }).temperature == 0.0f);
   CHECK(Sampling([](auto& b) { b.Float("temperature", 0.7f); }).temperature == 0.7f);
-  CHECK(Sampling([](auto& b) { b.Float("temperature", 0.7f).Int("runtime_top_k", 1); })
-            .temperature == 0.0f);
+  CHECK(Sampling([](auto& b) {
+          b.Float("temperature", 0.7f).Int("runtime_top_k", 1);
+        }).temperature == 0.0f);
   const auto top_k = Sampling([](auto& b) { b.Int("runtime_top_k", 5); });
   CHECK(top_k.temperature == 1.0f);
   CHECK(top_k.top_k == 5);
@@ -206,8 +207,8 @@ TEST_CASE("request: bad values name the field") {
         "retention_token_range_ends: has 0 values, retention_token_range_starts has 1");
   CHECK(Error(std::move(Plain().Int("no_such_field", 1)), invalid) ==
         "no_such_field: role llm has no such input");
-  CHECK(Error(std::move(Plain().Parameter("request_type", "mixed")), invalid).find(
-            "request_type: 'mixed'") == 0);
+  CHECK(Error(std::move(Plain().Parameter("request_type", "mixed")), invalid)
+            .find("request_type: 'mixed'") == 0);
 }
 
 TEST_CASE("request: what is not served is refused by name, what asks for nothing is accepted") {
@@ -255,8 +256,7 @@ TEST_CASE("request: requested outputs") {
 
 TEST_CASE("request: log probabilities") {
   const auto logprobs = [](bool flag, int32_t alternatives) {
-    return Read(std::move(
-                    Plain().Bool("return_log_probs", flag).Int("num_logprobs", alternatives)))
+    return Read(std::move(Plain().Bool("return_log_probs", flag).Int("num_logprobs", alternatives)))
         ->rows[0]
         .num_logprobs;
   };
@@ -286,8 +286,9 @@ TEST_CASE("request: what needs the decoupled policy") {
   RequestBuilder batch;
   batch.Add<int32_t>("input_ids", {2, 1}, {1, 1}).Add<int32_t>("input_lengths", {2, 1}, {1, 1});
   batch.Add<int32_t>("request_output_len", {2, 1}, {1, 1}).AllOutputs(Role::kLlm);
-  CHECK(Error(std::move(batch), invalid, settings) ==
-        "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy");
+  CHECK(
+      Error(std::move(batch), invalid, settings) ==
+      "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy");
   CHECK(Error(std::move(Plain().Int("num_return_sequences", 2)), invalid, settings)
             .find("num_return_sequences: 2 requires") == 0);
   CHECK(Read(Plain(), settings).ok());
@@ -317,8 +318,7 @@ TEST_CASE("request data: tensors must be what they say") {
         "a: shape [] has no batch dimension; it must be at least 1");
   RequestBuilder uneven;
   uneven.Add<int32_t>("a", {1, 1}, {1}).Add<int32_t>("b", {2, 1}, {1, 2});
-  CHECK(uneven.TryBuild().status().message() ==
-        "b: shape [2,1] has batch 2, other inputs have 1");
+  CHECK(uneven.TryBuild().status().message() == "b: shape [2,1] has batch 2, other inputs have 1");
 }
 
 TEST_CASE("request data: strings are bounds-checked") {

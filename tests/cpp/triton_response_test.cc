@@ -156,12 +156,12 @@ TEST_CASE("half precision: rounds to nearest even, keeps infinities and subnorma
   CHECK(FloatToHalf(65520.0f) == 0x7c00);
   CHECK(FloatToHalf(-std::numeric_limits<float>::infinity()) == 0xfc00);
   CHECK((FloatToHalf(NAN) & 0x7fff) > 0x7c00);
-  CHECK(FloatToHalf(1.0f + 1.0f / 2048) == 0x3c00);         // tie to even
-  CHECK(FloatToHalf(1.0f + 3.0f / 2048) == 0x3c02);         // tie to even, upwards
-  CHECK(FloatToHalf(std::ldexp(1.0f, -24)) == 0x0001);      // smallest subnormal
-  CHECK(FloatToHalf(std::ldexp(1.0f, -25)) == 0x0000);      // tie to even
+  CHECK(FloatToHalf(1.0f + 1.0f / 2048) == 0x3c00);     // tie to even
+  CHECK(FloatToHalf(1.0f + 3.0f / 2048) == 0x3c02);     // tie to even, upwards
+  CHECK(FloatToHalf(std::ldexp(1.0f, -24)) == 0x0001);  // smallest subnormal
+  CHECK(FloatToHalf(std::ldexp(1.0f, -25)) == 0x0000);  // tie to even
   CHECK(FloatToHalf(std::ldexp(1.5f, -25)) == 0x0001);
-  CHECK(FloatToHalf(std::ldexp(1.0f, -14)) == 0x0400);      // smallest normal
+  CHECK(FloatToHalf(std::ldexp(1.0f, -14)) == 0x0400);  // smallest normal
 }
 
 }  // namespace

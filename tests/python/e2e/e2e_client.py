@@ -144,7 +144,9 @@ def parse_response(response: Any, error: str = "") -> Reply:
             array = np.frombuffer(raw, _NUMPY[output.datatype])
         assert output.name not in outputs
         outputs[output.name] = array.reshape(list(output.shape))
-    final = response.parameters["triton_final_response"].bool_param
+    # A request that the server refuses itself gets an error without this parameter.
+    known = "triton_final_response" in response.parameters
+    final = response.parameters["triton_final_response"].bool_param if known else bool(error)
     return Reply(response.id, outputs, error, final)
 
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from e2e_server import Recipe, Variant
 
 from slipstream.demo import demo_model_path
@@ -35,9 +37,14 @@ SCRIPTED = Recipe(
         Variant("short", scripted={"max_seq_len": 24}),
         Variant("counted"),
         Variant("failing", {"max_restarts": 0}, {"fail_at_step": 4, "fault_count": 1000}, at_start=False),
-        Variant("mortal", {}, {"die_at_step": 40, "fault_count": 1, "step_us": 2000}, at_start=False),
         Variant("leaving", {}, {"step_us": PACED_STEP_US}, at_start=False),
         Variant("unstartable", {}, {"fail_starts": 1000}, ensemble=False, at_start=False),
+        Variant(
+            "broken",
+            {"worker": "process", "model": str(Path(__file__).parent)},
+            ensemble=False,
+            at_start=False,
+        ),
     ),
 )
 
@@ -51,7 +58,6 @@ DEMO = Recipe(
         "max_num_seqs": 16,
         "restart_backoff_ms": 50,
     },
-    variants=(Variant("unary", {"decoupled": False, "kv_cache_tokens": 4096}),),
 )
 
 TENSORRT_LLM = Recipe(
@@ -59,4 +65,11 @@ TENSORRT_LLM = Recipe(
     overrides=_QUICK_STATISTICS | {"naming": "tensorrt_llm", "max_batch_size": 8},
     scripted={"emit": "echo", "step_us": 1000},
     models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble"),
+)
+
+# For tests that end the server.
+DRAINED = Recipe(
+    key="drained",
+    overrides=_QUICK_STATISTICS,
+    scripted={"emit": "echo", "step_us": PACED_STEP_US},
 )

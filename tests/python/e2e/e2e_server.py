@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ VOCAB = 2560  # of the demo tokenizer
 END_ID = 2
 MAX_SERVERS = 2
 START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 20.0
 
 
 @cache
@@ -219,4 +221,11 @@ class ServerPool:
             self._stop_oldest()
 
     def _stop_oldest(self) -> None:
-        self._running.pop(next(iter(self._running))).stop()
+        server = self._running.pop(next(iter(self._running)))
+        start = time.monotonic()
+        code = server.stop()
+        took = time.monotonic() - start
+        # An idle server that does not stop soon holds a request that nobody waits for.
+        assert (code, took < STOP_TIMEOUT_S) == (0, True), (
+            f"exit code {code} after {took:.1f} s\n" + "\n".join(server.process.tail(60))
+        )

@@ -11,7 +11,8 @@ import pytest
 from slipstream.config import Role, SlipstreamConfig, role_parameters
 from slipstream.repository.drop_in import OTHER_KEYS, PLACEHOLDERS
 from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES
-from tests.python.toolkit.conftest import ROOT
+
+from .conftest import ROOT
 
 ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize")
 

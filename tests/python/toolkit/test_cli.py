@@ -18,7 +18,8 @@ from slipstream.cli.app import app, main
 from slipstream.config import all_options
 from slipstream.repository.render import parse_text
 from slipstream.server import InstallationError, TritonServer
-from tests.python.toolkit.test_server import executable
+
+from .test_server import executable
 
 RUNNER = CliRunner()
 

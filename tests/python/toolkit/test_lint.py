@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slipstream.repository import lint_repository
-from tests.python.toolkit.mutants import mutants
+
+from .mutants import mutants
 
 
 def change(repository: Path, model: str, old: str, new: str) -> None:
@@ -26,7 +27,8 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
          "line 2: max_batch_siz: ModelConfig has no such field; the nearest is 'max_batch_size'"),
         ("llm", "optional: true", "optionl: true",
          "optionl: ModelInput has no such field; the nearest is 'optional'"),
-        ("llm", "max_batch_size: 64", "max_batch_size: ${n}", "line 2: max_batch_size: placeholder ${n} is not filled"),
+        ("llm", "max_batch_size: 64", "max_batch_size: ${n}",
+         "line 2: max_batch_size: placeholder ${n} is not filled"),
         ("llm", "data_type: TYPE_INT32", "data_type: TYPE_INT64",
          "input[input_ids].data_type: must be TYPE_INT32"),
         ("llm", "dims: -1", "dims: 3", "input[input_ids].dims: [3], must be [-1]"),
@@ -55,7 +57,8 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
         ("ensemble", 'value: "bad_words"', 'value: "text_input"',
          "tensor[bad_words]: made by the client, but never used"),
         ("ensemble", "max_batch_size: 64", "max_batch_size: 128", "takes batches of 64"),
-        ("ensemble", 'platform: "ensemble"', 'platform: "ensembl"', "'ensembl', must be 'ensemble'"),
+        ("ensemble", 'platform: "ensemble"', 'platform: "ensembl"',
+         "'ensembl', must be 'ensemble'"),
     ],
 )  # fmt: skip
 def test_faults_are_named(repository: Path, model: str, old: str, new: str, expected: str) -> None:

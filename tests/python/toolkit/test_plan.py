@@ -12,7 +12,8 @@ import pytest
 from slipstream.config import SlipstreamConfig
 from slipstream.repository.checkpoint import CheckpointError, read_checkpoint
 from slipstream.repository.plan import Memory, PlanError, make_plan, size, with_machine_defaults
-from tests.python.toolkit.conftest import CONFIG, SHAPES, write_safetensors
+
+from .conftest import CONFIG, SHAPES, write_safetensors
 
 Configure = Callable[..., SlipstreamConfig]
 # 2 (keys, values) x 2 layers x 2 heads x 8 x 2 bytes

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from slipstream.server import (
     choose_ports,
     find_tritonserver,
 )
+from slipstream.server import ports as ports_module
 from slipstream.server import process as process_module
 from slipstream.server.installation import server_environment
 from slipstream.server.process import command_line
@@ -61,7 +63,8 @@ def test_path_comes_before_the_wheel(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(Path("/opt/tritonserver").exists(), reason="a server is installed")
 def test_the_wheel_is_found_without_importing_it() -> None:
-    pytest.importorskip("pytriton")
+    if importlib.util.find_spec("pytriton") is None:
+        pytest.skip("nvidia-pytriton is not installed")
     code = (
         "import sys; from slipstream.server import find_tritonserver as f; s = f('', {'PATH': ''});"
         "print(s.binary, s.version, s.from_wheel, 'pytriton' in sys.modules)"
@@ -88,15 +91,11 @@ def test_ports_differ_and_are_free() -> None:
             pass
 
 
-def test_usual_ports_give_way() -> None:
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind(("127.0.0.1", 8000))
-            taken.listen()
-        except OSError:
-            pass  # somebody else has it, which serves as well
-        assert choose_ports("127.0.0.1").http != 8000
+def test_usual_ports_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(ports_module, "USUAL", (port, 0, 0))
+        assert choose_ports("127.0.0.1").http != port
 
 
 def test_given_ports_do_not_give_way() -> None:
@@ -111,10 +110,14 @@ def test_given_ports_must_differ() -> None:
         choose_ports("127.0.0.1", http=9000, grpc=9000)
 
 
-def test_a_given_port_is_not_taken_by_another() -> None:
-    ports = choose_ports("127.0.0.1", grpc=8000)
-    assert ports.grpc == 8000
-    assert 8000 not in (ports.http, ports.metrics)
+def test_a_given_port_is_not_taken_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = choose_ports("127.0.0.1")
+    monkeypatch.setattr(ports_module, "USUAL", (usual.http, usual.grpc, usual.metrics))
+    assert choose_ports("127.0.0.1") == usual
+    ports = choose_ports("127.0.0.1", grpc=usual.http)
+    assert ports.grpc == usual.http
+    assert ports.http not in (usual.http, usual.metrics)
+    assert ports.metrics == usual.metrics
 
 
 def options(tmp_path: Path, exit_timeout_s: int = 5) -> ServerOptions:
@@ -152,9 +155,11 @@ def test_ready_progress_and_drain(tmp_path: Path) -> None:
 
 def test_a_crash_while_starting_shows_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRITON", "crash")
-    with TritonProcess(fake(tmp_path), options(tmp_path)) as process:
-        with pytest.raises(ServerError) as caught:
-            process.wait_ready([], 20)
+    with (
+        TritonProcess(fake(tmp_path), options(tmp_path)) as process,
+        pytest.raises(ServerError) as caught,
+    ):
+        process.wait_ready([], 20)
     message = str(caught.value)
     assert message.startswith("tritonserver ended with exit code 1\n")
     assert "the reason" in message
@@ -169,9 +174,11 @@ def test_death_by_signal_is_named(tmp_path: Path) -> None:
 
 
 def test_not_ready_in_time(tmp_path: Path) -> None:
-    with TritonProcess(fake(tmp_path), options(tmp_path)) as process:
-        with pytest.raises(ServerError, match="not ready after 1 s"):
-            process.wait_ready(["other"], 1)
+    with (
+        TritonProcess(fake(tmp_path), options(tmp_path)) as process,
+        pytest.raises(ServerError, match="not ready after 1 s"),
+    ):
+        process.wait_ready(["other"], 1)
 
 
 def test_a_server_that_does_not_drain_is_killed(

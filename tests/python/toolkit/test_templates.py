@@ -14,7 +14,8 @@ import pytest
 from slipstream.repository import lint_repository
 from slipstream.repository.render import NAMING, parse_text
 from slipstream.repository.templates import render_templates
-from tests.python.toolkit.conftest import ROOT
+
+from .conftest import ROOT
 
 TEMPLATES = ROOT / "model_repo_templates"
 
@@ -125,8 +126,8 @@ def test_a_second_call_changes_a_value(tmp_path: Path) -> None:
          "engine_dir"),
         ("triton_max_batch_size:four,engine_dir:/m,decoupled_mode:true", "triton_max_batch_size is "
          "'four'; must be a whole number"),
-        ("triton_max_batch_size:4,engine_dir:/m,decoupled_mode:yes", "decoupled_mode is 'yes'; must "
-         "be true or false"),
+        ("triton_max_batch_size:4,engine_dir:/m,decoupled_mode:yes", "decoupled_mode is 'yes'; "
+         "must be true or false"),
         (MANDATORY + ",logits_datatype:FP32", "logits_datatype is 'FP32'; must be a type such as "
          "TYPE_FP32"),
         ("engine_dir:/a,b", "'b' is not key:value (write a comma in a value as '\\,')"),

@@ -1,0 +1,66 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/parameter_setters.h"
+#include "triton/parameters.h"
+
+namespace slipstream::triton {
+namespace {
+
+template <typename Target>
+std::vector<ParameterRow<Target>> TokenizerRows() {
+  return {
+      {"role", "", Any<Target>()},
+      {"tokenizer", "", Text<Target>(SLIPSTREAM_FIELD(Target, tokenizer.tokenizer))},
+      {"tokenizer_dir", "tokenizer", Text<Target>(SLIPSTREAM_FIELD(Target, tokenizer.tokenizer))},
+      {"revision", "", Text<Target>(SLIPSTREAM_FIELD(Target, tokenizer.revision))},
+      {"trust_remote_code", "",
+       Bool<Target>(SLIPSTREAM_FIELD(Target, tokenizer.trust_remote_code))},
+      {"python_executable", "",
+       Text<Target>(SLIPSTREAM_FIELD(Target, tokenizer.python.executable))},
+      {"tokenizer_type", "", NoEffect<Target>("the tokenizer says it")},
+  };
+}
+
+Status NeedTokenizer(const TokenizerParameters& tokenizer) {
+  if (!tokenizer.tokenizer.empty()) return Status::Ok();
+  return Status::InvalidArgument(
+      "parameter tokenizer_dir: not set; it must name the directory of a Hugging Face tokenizer");
+}
+
+}  // namespace
+
+StatusOr<TokenizeParameters> TokenizeParameters::FromMap(const ParameterMap& map) {
+  auto rows = TokenizerRows<TokenizeParameters>();
+  const auto none = [](const char* why) { return NoEffect<TokenizeParameters>(why); };
+  rows.push_back(
+      {"tokenizer_processes", "",
+       Int<TokenizeParameters>(SLIPSTREAM_FIELD(TokenizeParameters, tokenizer_processes), 1, 64)});
+  rows.push_back(
+      {"add_special_tokens", "",
+       Bool<TokenizeParameters>(SLIPSTREAM_FIELD(TokenizeParameters, add_special_tokens))});
+  rows.push_back({"allow_special", "",
+                  Bool<TokenizeParameters>(SLIPSTREAM_FIELD(TokenizeParameters, allow_special))});
+  for (const char* key : {"multimodal_model_path", "max_num_images", "hf_model_path"}) {
+    rows.push_back({key, "", none("multimodal inputs are not served")});
+  }
+  for (const char* key : {"gpt_model_path", "engine_dir"}) {
+    rows.push_back({key, "", none("only the tokenizer is needed")});
+  }
+  TokenizeParameters parameters;
+  if (Status s = ApplyParameters(map, rows, &parameters); !s.ok()) return s;
+  if (Status s = NeedTokenizer(parameters.tokenizer); !s.ok()) return s;
+  return parameters;
+}
+
+StatusOr<DetokenizeParameters> DetokenizeParameters::FromMap(const ParameterMap& map) {
+  auto rows = TokenizerRows<DetokenizeParameters>();
+  rows.push_back(
+      {"skip_special_tokens", "",
+       Bool<DetokenizeParameters>(SLIPSTREAM_FIELD(DetokenizeParameters, skip_special_tokens))});
+  DetokenizeParameters parameters;
+  if (Status s = ApplyParameters(map, rows, &parameters); !s.ok()) return s;
+  if (Status s = NeedTokenizer(parameters.tokenizer); !s.ok()) return s;
+  return parameters;
+}
+
+}  // namespace slipstream::triton

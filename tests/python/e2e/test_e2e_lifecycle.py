@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Starting, draining, unloading and failing, as clients and operators see it."""
+
+from __future__ import annotations
+
+import contextlib
+import urllib.error
+from contextlib import ExitStack
+
+import grpc
+import numpy as np
+import pytest
+from e2e_client import (
+    Stream,
+    ask,
+    ending,
+    generate,
+    joined_ids,
+    joined_text,
+    load,
+    prompt,
+    question,
+    stub,
+    unload,
+)
+from e2e_metrics import wait_for
+from e2e_recipes import DRAINED
+from e2e_server import Server, ServerPool, decode, tokenizer
+from tritonclient.grpc import service_pb2
+
+TEXT = "Once upon a time there was a fox"
+TEXT_IDS = tokenizer()(TEXT)["input_ids"]
+COUNT = 80
+
+
+def echo(count: int) -> list[int]:
+    return [TEXT_IDS[i % len(TEXT_IDS)] for i in range(count)]
+
+
+def test_sigterm_drains(servers: ServerPool) -> None:
+    with servers.own(DRAINED) as server, ExitStack() as stack:
+        streams = [stack.enter_context(Stream(server.grpc)) for _ in range(4)]
+        for i, stream in enumerate(streams):
+            if i % 2 == 0:
+                fields = prompt(TEXT_IDS, COUNT, streaming=True, return_finish_reason=True)
+                stream.send("llm", fields)
+            else:
+                fields = question(TEXT, COUNT, stream=True, return_finish_reason=True)
+                stream.send("ensemble", fields)
+        early = [[stream.next() for _ in range(3)] for stream in streams]
+        server.process.terminate()
+        for i, (stream, replies) in enumerate(zip(streams, early, strict=True)):
+            replies += stream.until_final()
+            assert {reply.error for reply in replies} == {""}
+            assert ending(replies) == "length"
+            if i % 2 == 0:
+                assert joined_ids(replies) == echo(COUNT)
+            else:
+                assert joined_text(replies) == decode(echo(COUNT))
+        assert server.process.wait() == 0
+
+
+def test_sigterm_refuses_what_comes_later(servers: ServerPool) -> None:
+    with servers.own(DRAINED) as server, Stream(server.grpc) as stream:
+        stream.send("llm", prompt(TEXT_IDS, COUNT, streaming=True))
+        replies = [stream.next()]
+        server.process.terminate()
+
+        def stopping() -> bool:
+            with contextlib.suppress(urllib.error.URLError):
+                return not server.process.is_ready()
+            return True
+
+        wait_for(stopping, 5, "the server says that it is not ready")
+        [refused] = ask(server.grpc, "llm", prompt(TEXT_IDS, 3))
+        assert refused.error
+        replies += stream.until_final()
+        assert joined_ids(replies) == echo(COUNT)
+        assert server.process.wait() == 0
+
+
+def state_of(server: Server, model: str) -> tuple[str, str]:
+    index = stub(server.grpc).RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
+    [entry] = [m for m in index.models if m.name == model]
+    return entry.state, entry.reason
+
+
+def test_unload_drains(scripted: Server) -> None:
+    load(scripted.grpc, "leaving")
+    load(scripted.grpc, "leaving_ensemble")
+    with Stream(scripted.grpc) as direct, Stream(scripted.grpc) as piped:
+        direct.send("leaving", prompt(TEXT_IDS, COUNT, streaming=True))
+        piped.send("leaving_ensemble", question(TEXT, COUNT, stream=True))
+        early = [direct.next()], [piped.next()]
+        unload(scripted.grpc, "leaving_ensemble")
+        unload(scripted.grpc, "leaving")
+        wait_for(lambda: not scripted.is_ready("leaving"), 5, "it is not ready any more")
+        [refused] = ask(scripted.grpc, "leaving", prompt(TEXT_IDS, 3))
+        assert "leaving" in refused.error
+        replies = early[0] + direct.until_final()
+        assert {reply.error for reply in replies} == {""}
+        assert joined_ids(replies) == echo(COUNT)
+        replies = early[1] + piped.until_final()
+        assert {reply.error for reply in replies} == {""}
+        assert joined_text(replies) == decode(echo(COUNT))
+    wait_for(lambda: state_of(scripted, "leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
+    assert "leaving" not in {
+        dict(labels).get("model")
+        for name, labels in scripted.metrics().samples
+        if name.startswith(("slipstream_", "nv_trt_llm_"))
+    }
+    assert ask(scripted.grpc, "llm", prompt([9], 2))[0].ids() == [9, 9, 9]
+
+
+def test_a_model_can_be_loaded_again(scripted: Server) -> None:
+    for _ in range(2):
+        load(scripted.grpc, "leaving")
+        assert scripted.is_ready("leaving")
+        assert ask(scripted.grpc, "leaving", prompt([9], 2))[0].ids() == [9, 9, 9]
+        unload(scripted.grpc, "leaving")
+        wait_for(lambda: state_of(scripted, "leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("unstartable", "scripted worker"), ("broken", "config.json")],
+)
+def test_a_worker_that_cannot_load_says_why(scripted: Server, model: str, message: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        load(scripted.grpc, model)
+    assert message in str(caught.value.details())
+    assert message in state_of(scripted, model)[1]
+    assert not scripted.is_ready(model)
+    assert scripted.is_ready("llm")
+
+
+def test_readiness(scripted: Server) -> None:
+    for model in ("llm", "ensemble", "preprocessing", "postprocessing"):
+        assert scripted.is_ready(model)
+    assert scripted.metrics().value("slipstream_ready", model="llm") == 1
+    load(scripted.grpc, "failing")
+    try:
+        [*_, last] = ask(scripted.grpc, "failing", prompt([5, 6], 30))
+        assert "scripted failure at step 4" in last.error
+        # This server asks no backend whether it is ready; the gauge tells.
+        wait_for(
+            lambda: scripted.metrics().value("slipstream_ready", model="failing") == 0,
+            5,
+            "the dead model is not ready",
+        )
+        [refused] = ask(scripted.grpc, "failing", prompt([5, 6], 3))
+        assert refused.error
+        assert scripted.metrics().value("slipstream_ready", model="llm") == 1
+    finally:
+        unload(scripted.grpc, "failing")
+
+
+def test_names_of_tensorrt_llm(drop_in: Server) -> None:
+    """What a client of its backend sends works under its names."""
+    fields = {
+        "input_ids": np.array([TEXT_IDS], np.int32),
+        "input_lengths": np.array([[len(TEXT_IDS)]], np.int32),
+        "request_output_len": np.array([[12]], np.int32),
+        "beam_width": np.array([[1]], np.int32),
+        "len_penalty": np.array([[1.0]], np.float32),
+        "repetition_penalty": np.array([[1.0]], np.float32),
+        "temperature": np.array([[1.0]], np.float32),
+        "runtime_top_k": np.array([[1]], np.int32),
+        "end_id": np.array([[2]], np.int32),
+        "pad_id": np.array([[2]], np.int32),
+        "streaming": np.array([[True]]),
+    }
+    replies = ask(drop_in.grpc, "tensorrt_llm", fields, request_id="client")
+    assert joined_ids(replies) == echo(12)
+    body = {"text_input": TEXT, "max_tokens": 12, "bad_words": "", "stop_words": ""}
+    status, answer = generate(drop_in.http, "ensemble", body)
+    assert (status, answer["text_output"]) == (200, decode(TEXT_IDS + echo(12)))
+    metrics = drop_in.metrics()
+    assert metrics.value("slipstream_ready", model="tensorrt_llm") == 1
