@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from slipstream.cli.flags import with_config
 from slipstream.config import SlipstreamConfig
 from slipstream.repository import build_repository, lint_repository, resolve
 from slipstream.repository.plan import make_plan, with_machine_defaults
+from slipstream.server import backend_directory
 
 repo_app = typer.Typer(help="Make and check model repositories.", no_args_is_help=True)
 
@@ -35,6 +37,9 @@ def build(
     """Write the model repository of a checkpoint."""
     for file in build_repository(resolve(config), output, force=force):
         say(str(file))
+    backends = shlex.quote(str(backend_directory()))
+    repository = shlex.quote(str(output))
+    note(f"serve it: tritonserver --model-repository {repository} --backend-directory {backends}")
 
 
 @repo_app.command()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -50,6 +51,12 @@ class ServerOptions:
     extra: tuple[str, ...] = ()
 
 
+def _end_with_parent() -> None:
+    """In the child: a server does not outlive whoever started it, even one killed with -9."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 def command_line(server: TritonServer, options: ServerOptions) -> list[str]:
     """The arguments that start the server."""
     host, ports = options.host, options.ports
@@ -90,6 +97,7 @@ class TritonProcess:
                 stderr=subprocess.STDOUT,
                 env=server_environment(),
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         except OSError as error:
             raise ServerError(f"{server.binary}: {error.strerror}") from None
