@@ -186,6 +186,7 @@ StatusOr<Request> Request::Create(RequestSpec spec, const RequestLimits& limits)
   CheckStops(spec, limits, &check);
   CheckRetention(spec.retention, &check);
   CheckOutputs(spec, limits, &check);
+  check.Range("runtime_top_p_reset_ids", spec.sampling.top_p_reset_id, -1, limits.vocab_size - 1);
   for (const auto& [id, bias] : spec.logit_bias) {
     check.Range("embedding_bias", id, 0, limits.vocab_size - 1);
     check.Finite("embedding_bias", bias);

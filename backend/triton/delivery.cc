@@ -35,6 +35,16 @@ class Flow final : public FlowListener {
 
 bool HasOutput(const Event& event) { return !event.tokens.empty() || !event.text.empty(); }
 
+bool IsError(const Event& event) {
+  return event.reason == FinishReason::kDeadline || event.reason == FinishReason::kError ||
+         (event.reason == FinishReason::kCancelled &&
+          event.error.code() == StatusCode::kUnavailable);
+}
+
+Status ErrorOf(const Event& event) {
+  return event.error.ok() ? Status::Internal("the request failed") : event.error;
+}
+
 }  // namespace
 
 std::shared_ptr<Delivery> Delivery::Create() { return std::shared_ptr<Delivery>(new Delivery()); }
@@ -191,25 +201,51 @@ void Delivery::Deliver(const std::shared_ptr<LlmStream>& stream) {
   const bool gone = stream->channel->cancelled();
   std::vector<LlmStream::Pending> items;
   std::vector<RequestHandle> handles;
+  Status error;
   bool last = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stream->queued = false;
     if (gone) handles = MarkCancelled(stream.get());
+    if (stream->plan.piped) HoldErrors(stream.get());
     last = stream->rows_left == 0;
-    if (!last && WindowIsFull(*stream)) {
-      stream->stalled = true;
-      stream->stalled_since = Now();
-    } else {
+    bool waits = !last && WindowIsFull(*stream);
+    if (!waits) {
       items.swap(stream->pending);
       stream->sent += items.size();
+      error = stream->error;
+      waits = last && !error.ok() && stream->acknowledged < stream->sent;
+    }
+    if (waits) {
+      stream->stalled = true;
+      stream->stalled_since = Now();
+      last = false;
     }
   }
   CancelAll(handles);
   for (size_t i = 0; i < items.size(); ++i) {
-    SendItem(stream.get(), std::move(items[i]), last && i + 1 == items.size());
+    SendItem(stream.get(), std::move(items[i]), last && error.ok() && i + 1 == items.size());
   }
-  if (last) End(stream);
+  if (!last) return;
+  if (!error.ok()) stream->channel->SendError(error, true);
+  End(stream);
+}
+
+// tritonserver 2.51 never ends an ensemble one of whose steps fails while another one runs, and then
+// cannot shut down. So an ensemble gets one error, as the last response and when every response
+// before it was acknowledged.
+void Delivery::HoldErrors(LlmStream* stream) {
+  std::vector<LlmStream::Pending> kept;
+  for (LlmStream::Pending& item : stream->pending) {
+    Event& event = item.event;
+    if (IsError(event)) {
+      if (stream->error.ok()) stream->error = ErrorOf(event);
+      if (!stream->plan.streaming || !HasOutput(event)) continue;
+      event.reason = FinishReason::kNone;  // what was generated before
+    }
+    kept.push_back(std::move(item));
+  }
+  stream->pending = std::move(kept);
 }
 
 void Delivery::SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final) {
@@ -222,7 +258,7 @@ void Delivery::SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final
       return;
     case FinishReason::kDeadline:
     case FinishReason::kError: {
-      const Status error = event.error.ok() ? Status::Internal("the request failed") : event.error;
+      const Status error = ErrorOf(event);
       if (stream->plan.streaming && HasOutput(event)) {  // what was generated before
         event.reason = FinishReason::kNone;
         stream->channel->Send(BuildOutputs(stream->plan, item.row, std::move(event)), false);
@@ -248,11 +284,11 @@ void Delivery::SendStopped(LlmStream* stream, LlmStream::Pending&& item, bool fi
     const std::lock_guard<std::mutex> lock(mutex_);
     gone = stream->cancelled;
   }
-  if (gone) {
+  if (gone && !stream->plan.piped) {  // see HoldErrors
     stream->channel->SendError(Status::Cancelled("the request was cancelled"), final);
     return;
   }
-  if (stream->plan.streaming && HasOutput(event)) {
+  if (!gone && stream->plan.streaming && HasOutput(event)) {
     Event data = event;
     data.reason = FinishReason::kNone;
     stream->channel->Send(BuildOutputs(stream->plan, item.row, std::move(data)), false);

@@ -24,7 +24,8 @@ namespace slipstream::triton {
 // tokens. In an ensemble with a `detokenize` step that acknowledges, at most `flow_window`
 // responses of a stream are on their way; what comes meanwhile is merged into the next one. A
 // window that stays full for kStallNs is taken as lost acknowledgements and opened; the last
-// response of a stream never waits.
+// response of a stream never waits, unless it is an error: that comes when all before it is
+// acknowledged.
 //
 // The thread also looks for clients that went away, every `poll_period_ms` and before every
 // response, and cancels what they had asked for.
@@ -73,6 +74,7 @@ class Delivery final : public EventSink, public std::enable_shared_from_this<Del
   // These need mutex_.
   void Merge(const std::shared_ptr<LlmStream>& stream, int32_t row, Event&& event);
   void Queue(const std::shared_ptr<LlmStream>& stream);
+  void HoldErrors(LlmStream* stream);
   bool WindowIsFull(const LlmStream& stream) const;
   std::vector<RequestHandle> MarkCancelled(LlmStream* stream);
 

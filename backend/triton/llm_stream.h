@@ -43,6 +43,7 @@ struct LlmStream {
   bool queued = false;           // in Delivery's list of streams with something to send
   bool cancelled = false;        // the client is gone
   bool ended = false;            // the final response is sent
+  Status error;                  // of an ensemble's stream, held back to be its last response
   size_t live_index = 0;         // its place in Delivery's list of live streams
 
   // Flow control, guarded likewise: it applies once a response was acknowledged.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +22,9 @@ _RESERVED = frozenset(
         "sanitize_control_tokens", "self",
     }
 )  # fmt: skip
+
+
+_ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class RequestError(Exception):
@@ -80,8 +84,10 @@ def _parse_chat(messages: Any, options: Any) -> Chat:
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise _wrong(f"messages[{index}]", message, "a map")
-        if not isinstance(message.get("role"), str):
-            raise _wrong(f"messages[{index}].role", message.get("role"), "a string")
+        role = message.get("role")
+        # Templates write roles between their markers: one with punctuation could forge a marker.
+        if not isinstance(role, str) or not _ROLE.fullmatch(role):
+            raise _wrong(f"messages[{index}].role", role, "1 to 64 letters, digits, '_' or '-'")
     if options is None:
         options = {}
     if not isinstance(options, dict):

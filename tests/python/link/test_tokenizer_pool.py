@@ -71,7 +71,7 @@ def test_texts_chats_and_words(pool, reference):
 def test_the_callers_mistakes_are_value_errors(pool):
     with pytest.raises(ValueError, match="exactly one of text and messages must be given"):
         pool.tokenize()
-    with pytest.raises(ValueError, match=r"messages\[0\].role is None, expected a string"):
+    with pytest.raises(ValueError, match=r"messages\[0\].role is None, expected 1 to 64 letters"):
         pool.tokenize(messages_json='[{"content": "x"}]')
 
 
