@@ -231,9 +231,9 @@ void Delivery::Deliver(const std::shared_ptr<LlmStream>& stream) {
   End(stream);
 }
 
-// tritonserver 2.51 never ends an ensemble one of whose steps fails while another one runs, and then
-// cannot shut down. So an ensemble gets one error, as the last response and when every response
-// before it was acknowledged.
+// tritonserver 2.51 never ends an ensemble one of whose steps fails while another one runs, and
+// then cannot shut down. So an ensemble gets one error, as the last response and when every
+// response before it was acknowledged.
 void Delivery::HoldErrors(LlmStream* stream) {
   std::vector<LlmStream::Pending> kept;
   for (LlmStream::Pending& item : stream->pending) {

@@ -81,6 +81,14 @@ void ReadSampling(FieldReader* in, SamplingParams* sampling) {
   }
 }
 
+// Rows are answered one by one, so nothing is ever padded with it; a wrong one is an error even so.
+void CheckPadId(FieldReader* in, const ReaderSettings& settings) {
+  const int32_t pad_id = in->Int32("pad_id").value_or(-1);
+  if (pad_id >= -1 && pad_id < settings.vocab_size) return;
+  in->Fail(Status::InvalidArgument("pad_id: " + std::to_string(pad_id) + " is outside [-1, " +
+                                   std::to_string(settings.vocab_size - 1) + "]"));
+}
+
 // -1 = none; absent = the checkpoint's own. Through an ensemble the id is the tokenizer's single
 // one unless the client gave another; a checkpoint may have more ends than that, and any of its own
 // stands for all of them there.
@@ -210,6 +218,7 @@ StatusOr<RequestSpec> ReadRow(const RequestData& request, int64_t row,
   in.Set("request_output_len", &spec.max_new_tokens);
   ReadSampling(&in, &spec.sampling);
   spec.end_ids = ReadEndIds(&in, settings, plan.piped);
+  CheckPadId(&in, settings);
   spec.stop_sequences = ReadWords(&in, "stop_words_list");
   spec.bad_words = ReadWords(&in, "bad_words_list");
   spec.stop_strings = in.StringRow("stop_strings");

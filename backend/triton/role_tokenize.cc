@@ -32,17 +32,22 @@ nlohmann::json ParseJson(const char* name, const std::string& text, nlohmann::js
 
 // Either QUERY or MESSAGES.
 void ReadText(FieldReader* in, TokenizerRequest* request) {
-  const std::string query = in->String("QUERY").value_or("");
+  const auto query = in->String("QUERY");
   const auto messages = in->String("MESSAGES").value_or("");
   const auto chat = in->String("CHAT_OPTIONS").value_or("");
   if (messages.empty()) {
-    request->text = query;
+    if (!query.has_value()) {
+      in->Fail(Status::InvalidArgument(
+          "QUERY (text_input): missing; give it, or a conversation in MESSAGES (messages)"));
+      return;
+    }
+    request->text = *query;
     if (!chat.empty()) {
       in->Fail(Status::InvalidArgument("CHAT_OPTIONS: has no meaning without MESSAGES"));
     }
     return;
   }
-  if (!query.empty()) {
+  if (!query.value_or("").empty()) {
     in->Fail(Status::InvalidArgument("QUERY: must be empty when MESSAGES is given"));
   }
   request->messages = ParseJson("MESSAGES", messages, nlohmann::json::value_t::array, in);

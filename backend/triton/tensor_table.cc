@@ -181,7 +181,7 @@ std::vector<TensorRow> LlmOutputs() {
 
 std::vector<TensorRow> TokenizeInputs() {
   return {
-      Required("QUERY", kString, "[1]"),
+      Optional("QUERY", kString, "[1]"),  // or MESSAGES
       Required("REQUEST_OUTPUT_LEN", kInt32, "[1]"),
       Optional("BAD_WORDS_DICT", kString, "[-1]"),
       Optional("STOP_WORDS_DICT", kString, "[-1]"),

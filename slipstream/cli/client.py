@@ -83,9 +83,9 @@ class StreamingClient:
 
 
 def chat_fields(messages: Sequence[Mapping[str, str]], **settings: Any) -> dict[str, Any]:
-    """The fields of a chat request; the prompt is empty, the messages take its place."""
+    """The fields of a chat request; the messages take the prompt's place."""
     text = json.dumps(list(messages))
-    return {"text_input": "", "messages": text, "stream": True, **settings}
+    return {"messages": text, "stream": True, **settings}
 
 
 def _tensor(name: str, value: Any) -> Any:

@@ -3,8 +3,8 @@
 """The tensors of each model in a repository: the one table that configurations are made from.
 
 Names, types, dims, order and flags are the wire interface that existing clients rely on. ``dims``
-leave out the batch dimension. ``QUERY`` and ``text_input`` are required, as clients know them; a
-request with chat messages sends them empty.
+leave out the batch dimension. A prompt comes as ``QUERY`` (the ensemble's ``text_input``) or as chat
+``MESSAGES``, so that both are optional here; the backend wants one of them.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ _LLM_OUTPUTS = (
 )
 
 _ENSEMBLE_INPUTS = (
-    Tensor("text_input", "STRING", (1,)),
+    _optional("text_input", "STRING", 1),
     _optional("decoder_text_input", "STRING", 1),
     Tensor("max_tokens", "INT32", (1,)),
     _optional("num_return_sequences", "INT32", 1),
@@ -247,7 +247,7 @@ _ENSEMBLE_INPUTS = (
 )
 
 _PREPROCESSING_INPUTS = (
-    Tensor("QUERY", "STRING", (1,)),
+    _optional("QUERY", "STRING", 1),
     _optional("DECODER_QUERY", "STRING", 1),
     _optional("IMAGE_BYTES", "UINT8", -1, -1, -1, -1),
     _optional("IMAGE_URL", "STRING", 1),

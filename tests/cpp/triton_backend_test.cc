@@ -139,7 +139,7 @@ TEST_CASE("backend: endings have their reasons") {
   const auto slow = Llm(R"({"step_us": 50000})");
   const auto deadline = Send(slow.get(), late);
   const auto error = deadline->WaitFinal().back().error;
-  REQUIRE(error.has_value());
+  REQUIRE(static_cast<bool>(error));
   CHECK(error->first == TRITONSERVER_ERROR_UNAVAILABLE);
   CHECK(error->second.find("deadline") != std::string::npos);
   CheckClean({end, word, deadline});
@@ -164,7 +164,7 @@ TEST_CASE("backend: refusals are typed and name the field") {
   for (const auto& c : cases) {
     const auto client = Send(model.get(), c.spec);
     const auto error = client->WaitFinal().back().error;
-    REQUIRE(error.has_value());
+    REQUIRE(static_cast<bool>(error));
     CHECK(error->first == c.code);
     CHECK(error->second.find(c.field) == 0);
     CHECK(client->reported_failure == 1);
@@ -189,10 +189,10 @@ TEST_CASE("backend: a stop request ends all requests of its id, and only those")
   const auto answer = stopper->WaitFinal();
   CHECK(answer.size() == 1);
   CHECK(answer[0].outputs.empty());
-  CHECK_FALSE(answer[0].error.has_value());
+  CHECK_FALSE(static_cast<bool>(answer[0].error));
   for (const auto& client : {first, second}) {
     const auto last = client->WaitFinal().back();
-    CHECK_FALSE(last.error.has_value());
+    CHECK_FALSE(static_cast<bool>(last.error));
     CHECK(last.Find("output_ids") == nullptr);
     CHECK(last.Find("finish_reason")->Strings()[0] == "cancelled");
   }
@@ -216,8 +216,9 @@ TEST_CASE("backend: a later step of an ensemble cancels the stream behind its ha
   REQUIRE(static_cast<bool>(flow));
   flow->OnCancelled();
   const auto last = client->WaitFinal().back();
-  REQUIRE(last.error.has_value());
-  CHECK(last.error->first == TRITONSERVER_ERROR_CANCELLED);
+  // Not an error: an ensemble one of whose steps fails may never end (see Delivery::HoldErrors).
+  CHECK_FALSE(static_cast<bool>(last.error));
+  CHECK(Ids({last}).empty());
   CheckClean({client});
   CHECK(FlowRegistry::Instance().size() == 0);
 }
@@ -240,7 +241,7 @@ TEST_CASE("backend: a dead worker's requests continue, and a dead model answers 
   CHECK(dies->Ready().ok());
   const auto lost = Send(dies.get(), Ask({1}, 50, true));
   const auto error = lost->WaitFinal().back().error;
-  REQUIRE(error.has_value());
+  REQUIRE(static_cast<bool>(error));
   const auto late = Send(dies.get(), Ask({1}, 50, true));
   CHECK(late->WaitFinal().back().error->first == TRITONSERVER_ERROR_UNAVAILABLE);
   CHECK(dies->Ready().code() == StatusCode::kUnavailable);
@@ -275,8 +276,8 @@ TEST_CASE("backend: cancellations at any moment leave nothing behind") {
   }
   for (const auto& client : clients) {
     const auto last = client->WaitFinal().back();
-    if (last.error.has_value()) CHECK(last.error->first == TRITONSERVER_ERROR_CANCELLED);
-    if (!client->cancelled) CHECK_FALSE(last.error.has_value());
+    if (last.error) CHECK(last.error->first == TRITONSERVER_ERROR_CANCELLED);
+    if (!client->cancelled) CHECK_FALSE(static_cast<bool>(last.error));
   }
   CheckClean(clients);
 }

@@ -279,7 +279,9 @@ TRITONSERVER_Error* TRITONBACKEND_ResponseSend(TRITONBACKEND_Response* response,
   host::Response sent;
   sent.final = (send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL) != 0;
   for (const auto& output : response->outputs) sent.outputs.push_back(output->tensor);
-  if (error != nullptr) sent.error = {error->code, error->message};
+  if (error != nullptr)
+    sent.error = std::make_shared<const std::pair<TRITONSERVER_Error_Code, std::string>>(
+        error->code, error->message);
   const auto client = response->client;
   --g_responses;
   delete response;

@@ -9,7 +9,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,7 +41,7 @@ struct Response {
   std::vector<Output> outputs;
   bool final = false;
   bool flags_only = false;
-  std::optional<std::pair<TRITONSERVER_Error_Code, std::string>> error;
+  std::shared_ptr<const std::pair<TRITONSERVER_Error_Code, std::string>> error;  // null: none
 
   const Output* Find(const std::string& name) const;
 };

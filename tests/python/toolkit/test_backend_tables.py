@@ -36,7 +36,7 @@ def row_keys(body: str) -> set[str]:
 
 
 def backend_keys(role: Role) -> set[str]:
-    text = source("parameters.cc")
+    text = source("parameters.cc" if role == "llm" else "tokenizer_parameters.cc")
     if role == "llm":
         bodies = ["OwnRows() {", "TensorRtLlmRows() {"]
     else:

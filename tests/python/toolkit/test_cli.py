@@ -47,7 +47,9 @@ def test_flags_over_file(tmp_path: Path, checkpoint: Path) -> None:
         "repo", "build", str(checkpoint), "-o", str(tmp_path / "r"), "-c", str(file), *arguments
     )
     assert code == 0
-    assert len(output.split()) == 4
+    files = [line for line in output.splitlines() if line.endswith("config.pbtxt")]
+    assert len(files) == 4
+    assert "tritonserver --model-repository" in output
     message = parse_text((tmp_path / "r" / "llm" / "config.pbtxt").read_text())
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     assert parameters["max_num_seqs"] == "8"

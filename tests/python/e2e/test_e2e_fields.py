@@ -1,0 +1,179 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Every declared input is honoured, or refused by its name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from e2e_client import infer, input_types, model_config, prompt, question
+from e2e_fields import (
+    NEUTRAL_ENSEMBLE,
+    NEUTRAL_LLM,
+    REFUSED_ENSEMBLE,
+    REFUSED_LLM,
+    UNLIMITED_ENSEMBLE,
+    UNLIMITED_LLM,
+    WRONG_ENSEMBLE,
+    WRONG_LLM,
+)
+from e2e_server import Server
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+UNSUPPORTED = grpc.StatusCode.UNIMPLEMENTED
+MODELS = {"llm": "unary", "ensemble": "unary_ensemble"}
+
+
+def fields_of(model: str, name: str, value: Any) -> dict[str, Any]:
+    """A good request with one field added or replaced."""
+    good = prompt([5, 6, 7], 2) if model == "unary" else question("a fox", 2)
+    if name == "input_ids":
+        good["input_lengths"] = len(value)
+    return good | {name: value}
+
+
+def refusal(server: Server, model: str, name: str, value: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(server.grpc, model, fields_of(model, name, value))
+    return caught.value.code(), str(caught.value.details())
+
+
+@pytest.mark.parametrize("base", MODELS)
+def test_the_tables_cover_the_configuration(scripted: Server, base: str) -> None:
+    config = model_config(scripted.grpc, base)
+    declared = {entry.name for entry in config.input}
+    wrong, unlimited = (
+        (WRONG_LLM, UNLIMITED_LLM) if base == "llm" else (WRONG_ENSEMBLE, UNLIMITED_ENSEMBLE)
+    )
+    neutral = NEUTRAL_LLM if base == "llm" else NEUTRAL_ENSEMBLE
+    refused = REFUSED_LLM if base == "llm" else REFUSED_ENSEMBLE
+    tables = [{name for name, _, _ in wrong}, set(unlimited), set(neutral), set(refused)]
+    assert set().union(*tables) == declared
+    assert sum(len(table) for table in tables) == len(declared), "a field is in two tables"
+    variant = model_config(scripted.grpc, MODELS[base])
+    assert [(e.name, e.data_type, list(e.dims)) for e in variant.input] == [
+        (e.name, e.data_type, list(e.dims)) for e in config.input
+    ]
+
+
+def ids_of(rows: list[tuple[str, Any, str]]) -> list[str]:
+    return [f"{name}-{str(value)[:12]}" for name, value, _ in rows]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_LLM, ids=ids_of(WRONG_LLM))
+def test_wrong_value_of_llm(scripted: Server, name: str, value: Any, message: str) -> None:
+    code, details = refusal(scripted, "unary", name, value)
+    assert re.search(message, details), details
+    assert code is (grpc.StatusCode.INTERNAL if name == "stop" else INVALID)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_ENSEMBLE, ids=ids_of(WRONG_ENSEMBLE))
+def test_wrong_value_of_ensemble(scripted: Server, name: str, value: Any, message: str) -> None:
+    code, details = refusal(scripted, "unary_ensemble", name, value)
+    assert re.search(message, details), details
+    assert code is INVALID
+
+
+@pytest.mark.parametrize("name", REFUSED_LLM)
+def test_refused_by_llm(scripted: Server, name: str) -> None:
+    code, details = refusal(scripted, "unary", name, REFUSED_LLM[name])
+    assert code is UNSUPPORTED
+    assert details.startswith(f"{name}: not supported")
+
+
+@pytest.mark.parametrize("name", REFUSED_ENSEMBLE)
+def test_refused_by_ensemble(scripted: Server, name: str) -> None:
+    value, shown = REFUSED_ENSEMBLE[name]
+    code, details = refusal(scripted, "unary_ensemble", name, value)
+    assert code is UNSUPPORTED
+    assert f"{shown}: not supported" in details
+
+
+@pytest.mark.parametrize("name", NEUTRAL_LLM)
+def test_neutral_values_of_llm(scripted: Server, name: str) -> None:
+    neutral, asking = NEUTRAL_LLM[name]
+    assert infer(scripted.grpc, "unary", fields_of("unary", name, neutral)).ids()
+    code, details = refusal(scripted, "unary", name, asking)
+    assert code is UNSUPPORTED
+    assert re.match(rf"{name}: \S+ is not supported, must be ", details), details
+
+
+@pytest.mark.parametrize("name", NEUTRAL_ENSEMBLE)
+def test_neutral_values_of_ensemble(scripted: Server, name: str) -> None:
+    neutral, asking, shown = NEUTRAL_ENSEMBLE[name]
+    assert infer(scripted.grpc, "unary_ensemble", fields_of("ensemble", name, neutral)).text()
+    code, details = refusal(scripted, "unary_ensemble", name, asking)
+    assert code is UNSUPPORTED
+    assert re.search(rf"\b{shown}: \S+ is not supported, must be ", details), details
+
+
+@pytest.mark.parametrize("name", UNLIMITED_LLM)
+def test_any_value_of_llm(scripted: Server, name: str) -> None:
+    reply = infer(scripted.grpc, "unary", fields_of("unary", name, UNLIMITED_LLM[name]))
+    assert reply.ids()[-2:] == [5, 6]
+
+
+@pytest.mark.parametrize("name", UNLIMITED_ENSEMBLE)
+def test_any_value_of_ensemble(scripted: Server, name: str) -> None:
+    fields = fields_of("unary_ensemble", name, UNLIMITED_ENSEMBLE[name])
+    assert infer(scripted.grpc, "unary_ensemble", fields).outputs["text_output"].shape == (1,)
+
+
+RETENTION = {
+    "retention_token_range_starts": [0],
+    "retention_token_range_ends": [2],
+    "retention_token_range_priorities": [50],
+    "retention_token_range_durations_ms": [-1],
+}
+
+
+def test_good_retention_ranges(scripted: Server) -> None:
+    more = {"retention_decode_priority": [80], "retention_decode_duration_ms": [1000]}
+    assert infer(scripted.grpc, "unary", prompt([5, 6, 7], 2) | RETENTION | more).ids()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("starts", -1, r"retention_token_range_starts: -1 is outside \[0, "),
+        ("ends", 0, r"retention_token_range_ends: 0 must be -1 or greater than its start 0"),
+        ("priorities", 101, r"retention_token_range_priorities: 101 is outside \[0, 100\]"),
+        ("durations_ms", -2, r"retention_token_range_durations_ms: -2 is outside \[-1, "),
+    ],
+)
+def test_wrong_retention_ranges(scripted: Server, name: str, value: int, message: str) -> None:
+    field = f"retention_token_range_{name}"
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(scripted.grpc, "unary", prompt([5, 6, 7], 2) | RETENTION | {field: [value]})
+    assert caught.value.code() is INVALID
+    assert re.search(message, str(caught.value.details())), caught.value.details()
+
+
+@pytest.mark.parametrize("base", MODELS)
+def test_wrong_types_are_refused_by_name(scripted: Server, base: str) -> None:
+    """By the server itself, for every field."""
+    model = MODELS[base]
+    for name, dtype in input_types(scripted.grpc, model).items():
+        other = "INT64" if dtype != "INT64" else "INT32"
+        input_types(scripted.grpc, model)[name] = other
+        try:
+            value = np.zeros((1, 1), np.int64 if other == "INT64" else np.int32)
+            code, details = refusal(scripted, model, name, value)
+        finally:
+            input_types(scripted.grpc, model)[name] = dtype
+        assert code is INVALID, name
+        assert f"'{name}'" in details, details
+
+
+@pytest.mark.parametrize("name", ["input_ids", "input_lengths", "request_output_len"])
+def test_required_inputs_of_llm(scripted: Server, name: str) -> None:
+    fields = prompt([5, 6, 7], 2, seed=1)  # one more, since the server only counts them
+    del fields[name]
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(scripted.grpc, "unary", fields)
+    assert caught.value.code() is INVALID
+    assert name in str(caught.value.details())
