@@ -52,8 +52,10 @@ template <typename T>
 std::vector<T> CopyElements(const Tensor& tensor, int64_t first, int64_t count) {
   std::vector<T> values(static_cast<size_t>(count));
   static_assert(!std::is_same_v<T, bool>, "use uint8_t");
-  std::memcpy(values.data(), tensor.data.data() + static_cast<size_t>(first) * sizeof(T),
-              static_cast<size_t>(count) * sizeof(T));
+  if (count > 0) {
+    std::memcpy(values.data(), tensor.data.data() + static_cast<size_t>(first) * sizeof(T),
+                static_cast<size_t>(count) * sizeof(T));
+  }
   return values;
 }
 

@@ -3,8 +3,8 @@
 """The tensors of each model in a repository: the one table that configurations are made from.
 
 Names, types, dims, order and flags are the wire interface that existing clients rely on. ``dims``
-leave out the batch dimension. A prompt comes as ``QUERY`` (the ensemble's ``text_input``) or as chat
-``MESSAGES``, so that both are optional here; the backend wants one of them.
+leave out the batch dimension. A prompt comes as ``QUERY`` (the ensemble's ``text_input``) or as
+chat ``MESSAGES``, so that both are optional here; the backend wants one of them.
 """
 
 from __future__ import annotations

@@ -65,8 +65,9 @@ class FakeChannel final : public ResponseChannel {
     item.num_outputs = outputs.size();
     item.final = final;
     if (!outputs.empty()) {
-      item.tokens.resize(outputs[0].data.size() / sizeof(int32_t));
-      std::memcpy(item.tokens.data(), outputs[0].data.data(), outputs[0].data.size());
+      const std::string& ids = outputs[0].data;
+      item.tokens.resize(ids.size() / sizeof(int32_t));
+      if (!ids.empty()) std::memcpy(item.tokens.data(), ids.data(), ids.size());
     }
     client_->Put(std::move(item));
   }
@@ -275,6 +276,41 @@ TEST_CASE("delivery: errors follow what was generated") {
   CHECK(items[0].tokens == std::vector<int32_t>{1});
   CHECK(items[1].error.message() == "too late");
   CHECK(items[1].final);
+}
+
+TEST_CASE("delivery: in an ensemble an error comes last, alone, and after all acknowledgements") {
+  Fixture f(/*window=*/8);
+  ResponsePlan plan = Streaming();
+  plan.piped = true;
+  plan.batch = 2;
+  const auto stream = f.Open(plan);
+  f.Post(stream, {1}, FinishReason::kNone, Status::Ok(), 1);
+  f.client->WaitFor(1);
+  f.Post(stream, {2}, FinishReason::kError, Status::Internal("first"), 0);
+  CHECK(f.client->WaitFor(2)[1].tokens == std::vector<int32_t>{2});
+  f.Post(stream, {}, FinishReason::kDeadline, Status::DeadlineExceeded("second"), 1);
+  f.delivery->Acknowledge(stream);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // time for a wrong send
+  CHECK(f.client->size() == 2);
+  f.delivery->Acknowledge(stream);
+  const auto items = f.client->WaitFor(3);
+  CHECK(items[2].error.message() == "first");
+  CHECK(items[2].final);
+  f.WaitIdle();
+  CHECK(f.client->size() == 3);
+}
+
+TEST_CASE("delivery: in an ensemble the end for a client that left is a success") {
+  Fixture f;
+  ResponsePlan plan = Streaming();
+  plan.piped = true;
+  const auto stream = f.Open(plan);
+  f.delivery->Cancel(stream);
+  f.Post(stream, {}, FinishReason::kCancelled, Status::Cancelled("x"));
+  const auto items = f.client->WaitFor(1);
+  CHECK(items[0].error.ok());
+  CHECK(items[0].num_outputs == 3);  // no tokens, length 0, and the flow handle
+  CHECK(items[0].final);
 }
 
 TEST_CASE("delivery: refused rows and served rows share one final response") {

@@ -25,7 +25,7 @@ Event Tokens(std::vector<int32_t> tokens, std::string text = "") {
 template <typename T>
 std::vector<T> Values(const OutputTensor& tensor) {
   std::vector<T> values(tensor.data.size() / sizeof(T));
-  std::memcpy(values.data(), tensor.data.data(), tensor.data.size());
+  if (!values.empty()) std::memcpy(values.data(), tensor.data.data(), tensor.data.size());
   return values;
 }
 

@@ -174,8 +174,11 @@ class Stream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._requests.put(None)
-        if error is not None:
+        # The server keeps a model as long as a stream is open that it was used on.
+        if error is None:
+            self.end()
+        else:
+            self._requests.put(None)
             self._call.cancel()
 
     def send(self, model: str, fields: Fields, request_id: str = "", **options: Any) -> str:

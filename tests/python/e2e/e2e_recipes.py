@@ -36,7 +36,9 @@ SCRIPTED = Recipe(
         ),
         Variant("short", scripted={"max_seq_len": 24}),
         Variant("counted"),
-        Variant("failing", {"max_restarts": 0}, {"fail_at_step": 4, "fault_count": 1000}, at_start=False),
+        Variant(
+            "failing", {"max_restarts": 0}, {"fail_at_step": 4, "fault_count": 1000}, at_start=False
+        ),
         Variant("leaving", {}, {"step_us": PACED_STEP_US}, at_start=False),
         Variant("unstartable", {}, {"fail_starts": 1000}, ensemble=False, at_start=False),
         Variant(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Real tritonservers for the end-to-end tests: repositories, processes, and at most two at a time."""
+"""Real tritonservers for the end-to-end tests: repositories and processes, two at a time."""
 
 from __future__ import annotations
 

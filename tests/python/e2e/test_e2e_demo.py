@@ -135,9 +135,7 @@ def test_chat_messages(demo: Server, llm: LLM) -> None:
 
 
 def ensemble_text(demo: Server, text: str, count: int = COUNT, **fields: Any) -> str:
-    return joined_text(
-        ask(demo.grpc, "ensemble", question(text, count, stream=True, **fields))
-    )
+    return joined_text(ask(demo.grpc, "ensemble", question(text, count, stream=True, **fields)))
 
 
 def test_stop_words_cut_the_text(demo: Server) -> None:
@@ -185,8 +183,14 @@ SAMPLING = [
     ({"temperature": 1.3, "seed": 7}, SamplingParams(temperature=1.3, seed=7)),
     ({"top_k": 3, "seed": 8}, SamplingParams(top_k=3, seed=8)),
     ({"top_k": 1, "seed": 8, "temperature": 2.0}, SamplingParams()),
-    ({"top_p": 0.4, "temperature": 1.5, "seed": 9}, SamplingParams(top_p=0.4, temperature=1.5, seed=9)),
-    ({"min_p": 0.2, "temperature": 2.0, "seed": 1}, SamplingParams(min_p=0.2, temperature=2.0, seed=1)),
+    (
+        {"top_p": 0.4, "temperature": 1.5, "seed": 9},
+        SamplingParams(top_p=0.4, temperature=1.5, seed=9),
+    ),
+    (
+        {"min_p": 0.2, "temperature": 2.0, "seed": 1},
+        SamplingParams(min_p=0.2, temperature=2.0, seed=1),
+    ),
     ({"repetition_penalty": 1.7}, SamplingParams(repetition_penalty=1.7)),
     ({"presence_penalty": 1.5}, SamplingParams(presence_penalty=1.5)),
     ({"frequency_penalty": 0.9}, SamplingParams(frequency_penalty=0.9)),
@@ -196,7 +200,9 @@ SAMPLING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "params"), SAMPLING, ids=lambda v: ",".join(v) if isinstance(v, dict) else "")
+@pytest.mark.parametrize(
+    ("fields", "params"), SAMPLING, ids=lambda v: ",".join(v) if isinstance(v, dict) else ""
+)
 def test_sampling_fields_mean_what_the_python_api_means(
     demo: Server, llm: LLM, fields: dict[str, Any], params: SamplingParams
 ) -> None:
@@ -257,7 +263,13 @@ def killed_jobs(texts: list[str]) -> list[dict[str, Any]]:
     ]
     return [
         question(
-            text, KILLED, stream=True, end_id=-1, return_finish_reason=True, return_usage=True, **kind
+            text,
+            KILLED,
+            stream=True,
+            end_id=-1,
+            return_finish_reason=True,
+            return_usage=True,
+            **kind,
         )
         for kind in kinds
         for text in TEXTS[:2]
@@ -329,9 +341,7 @@ def test_streams_survive_a_killed_worker(demo: Server) -> None:
         assert {reply.error for reply in replies} == {""}
         assert [reply.final for reply in replies].count(True) == 1
     wait_for(
-        lambda: (
-            demo.metrics().value("slipstream_worker_restarts_total", model="llm") == before + 1
-        ),
+        lambda: demo.metrics().value("slipstream_worker_restarts_total", model="llm") == before + 1,
         5,
         "one restart is counted",
     )

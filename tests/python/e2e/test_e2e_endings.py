@@ -92,7 +92,11 @@ def test_stop_string(scripted: Server, model: str, streaming: bool, include: boo
     used = next(n for n in range(1, 40) if stop in decode(TEXT_IDS[:n]))
     cut = TEXT.index(stop) + (len(stop) if include else 0)
     fields = fields_of(
-        model, 40, streaming=streaming, stop_words=["unheard of", stop], include_stop_in_output=include
+        model,
+        40,
+        streaming=streaming,
+        stop_words=["unheard of", stop],
+        include_stop_in_output=include,
     )
     replies = ask(scripted.grpc, model, fields)
     expected = Expected("stop_sequence", used, TEXT_IDS[:used], stop, TEXT[:cut])
@@ -201,8 +205,7 @@ def loaded(server: Server, name: str) -> Iterator[None]:
     finally:
         for model in reversed(models):
             unload(server.grpc, model)
-        for model in models:
-            wait_for(lambda model=model: not server.is_ready(model), 10, f"{model} unloads")
+        wait_for(lambda: not any(map(server.is_ready, models)), 10, f"{name} unloads")
 
 
 @pytest.mark.parametrize("model", ["failing", "failing_ensemble"])

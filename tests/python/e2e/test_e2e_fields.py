@@ -33,6 +33,8 @@ def fields_of(model: str, name: str, value: Any) -> dict[str, Any]:
     good = prompt([5, 6, 7], 2) if model == "unary" else question("a fox", 2)
     if name == "input_ids":
         good["input_lengths"] = len(value)
+    if name == "messages":
+        good["text_input"] = ""
     return good | {name: value}
 
 

@@ -40,7 +40,11 @@ def echo(count: int) -> list[int]:
 
 
 def test_sigterm_drains(servers: ServerPool) -> None:
-    """Streams of `llm` finish. (This server stops the later steps of an ensemble at once.)"""
+    """Streams of `llm` finish.
+
+    Two things this server does itself: it stops the later steps of an ensemble at once, and it
+    keeps a model as long as a client keeps the gRPC stream open that it was used on.
+    """
     with servers.own(DRAINED) as server, ExitStack() as stack:
         streams = [stack.enter_context(Stream(server.grpc)) for _ in range(4)]
         for stream in streams:
@@ -53,6 +57,7 @@ def test_sigterm_drains(servers: ServerPool) -> None:
             assert {reply.error for reply in replies} == {""}
             assert ending(replies) == "length"
             assert joined_ids(replies) == echo(COUNT)
+            assert stream.end() == []
         assert server.process.wait() == 0
 
 

@@ -162,7 +162,9 @@ def check_gauges(metrics: Metrics) -> None:
     for name in ("slipstream_running", "slipstream_waiting", "slipstream_waiting_tokens"):
         assert value(metrics, name) == 0
     assert value(metrics, "slipstream_ready") == 1
-    tokens = {s: value(metrics, "slipstream_kv_tokens", state=s) for s in ("used", "cached", "free")}
+    tokens = {
+        s: value(metrics, "slipstream_kv_tokens", state=s) for s in ("used", "cached", "free")
+    }
     assert tokens["used"] == 0
     assert tokens["cached"] + tokens["free"] == 4096 * 32
     # Whole blocks that hold computed tokens: 79 and 73 (another salt), 149 of the last request.

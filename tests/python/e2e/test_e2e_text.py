@@ -16,7 +16,8 @@ STRINGS = 200
 PIECES = [
     "fox", " and ", "  two  spaces", "naïve", "Ünïcödé", "日本語", "漢字かな交じり文", "한국어",
     "العربية", "שלום", "हिन्दी", "ภาษาไทย", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇫🇷🇯🇵", "e\u0301\u0323", "Z͑ͫ̓a",
-    "\u200bzero", "tab\tand\nline", "1234567890", "x = [i for i in y]", "“quotes”", "\u202eRTL", "€",
+    "\u200bzero", "tab\tand\nline", "1234567890", "x = [i for i in y]", "“quotes”",
+    "\u202eRTL", "€",
 ]  # fmt: skip
 
 

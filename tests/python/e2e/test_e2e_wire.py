@@ -261,8 +261,9 @@ def test_logits(scripted: Server, model: str, dtype: type) -> None:
     fields = prompt(IDS, 3, return_context_logits=True, return_generation_logits=True)
     reply = infer(scripted.grpc, model, fields)
     context, generation = reply.outputs["context_logits"], reply.outputs["generation_logits"]
-    assert (context.shape, context.dtype) == ((1, len(IDS), VOCAB), dtype)
-    assert (generation.shape, generation.dtype) == ((1, 1, 3, VOCAB), dtype)
+    assert context.shape == (1, len(IDS), VOCAB)
+    assert generation.shape == (1, 1, 3, VOCAB)
+    assert context.dtype == generation.dtype == np.dtype(dtype)
     for position in range(len(IDS)):
         assert np.array_equal(context[0, position], script_logits(position).astype(dtype))
     for index, token in enumerate(IDS[:3]):

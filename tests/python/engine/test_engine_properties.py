@@ -79,7 +79,8 @@ class Harness:
         fields = {"deadline": self.now + rng.randint(1, 60)} if rng.random() < 0.1 else {}
         request.deadline = fields.get("deadline", 0)
         number = len(self.sent) + 1
-        refused = pytest.raises(ValueError, match="input_ids") if self.never_fits(request) else nullcontext()
+        never = pytest.raises(ValueError, match="input_ids")
+        refused = never if self.never_fits(request) else nullcontext()
         with refused:
             self.engine.submit(
                 number,
