@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: Slipstream contributors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host work per step, without a model: scheduling, KV bookkeeping and building the plan's arrays,
-// and separately what applying the answer costs.
+// Host work per step, without a model: scheduling, KV bookkeeping, building the plan's arrays and
+// encoding them as the message to the worker; and separately what applying the answer costs.
 //   cmake --preset release -DSLIPSTREAM_BUILD_BENCHMARKS=ON && cmake --build --preset release
 //   build/release/bench_scheduler_step
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "executor/engine.h"
+#include "worker_link/step_codec.h"
 
 namespace slipstream {
 namespace {
@@ -48,7 +49,7 @@ Quantiles Of(std::vector<double> values) {
 
 void Print(const char* what, const std::vector<double>& values) {
   const Quantiles q = Of(values);
-  std::printf("%-46s median %8.1f us   p99 %8.1f us   max %8.1f us   (%zu steps)\n", what, q.median,
+  std::printf("%-54s median %8.1f us   p99 %8.1f us   max %8.1f us   (%zu)\n", what, q.median,
               q.p99, q.max, values.size());
 }
 
@@ -69,9 +70,15 @@ RequestSpec Spec(int32_t prompt_len, int32_t max_new, int32_t first) {
   return spec;
 }
 
-void Submit(Engine* engine, RequestId id, RequestSpec spec) {
-  auto request = Request::Create(std::move(spec), engine->limits());
-  if (!request.ok() || !engine->Submit(id, std::move(*request), 1).ok()) std::abort();
+Request Create(const Engine& engine, RequestSpec spec) {
+  auto request = Request::Create(std::move(spec), engine.limits());
+  if (!request.ok()) std::abort();
+  return std::move(*request);
+}
+
+// What the executor's thread does for a new request.
+void Submit(Engine* engine, RequestId id, Request request) {
+  if (!engine->Submit(id, std::move(request), 1).ok()) std::abort();
 }
 
 void Decode(int32_t num_seqs) {
@@ -80,14 +87,16 @@ void Decode(int32_t num_seqs) {
   config.max_num_tokens = 8192;
   config.max_queue_requests = 0;
   Engine engine(config, Info(65536), nullptr);
-  for (int32_t i = 0; i < num_seqs; ++i) Submit(&engine, i + 1, Spec(128, 2000, i * 131));
+  for (int32_t i = 0; i < num_seqs; ++i)
+    Submit(&engine, i + 1, Create(engine, Spec(128, 2000, i * 131)));
   StepPlan plan;
   StepResult result;
   std::vector<double> build, apply;
+  StepEncoder encoder;
   TimeNs now = 1;
   for (int step = 0; step < 1500; ++step) {
     auto start = Clock::now();
-    if (!engine.BuildStep(++now, &plan)) std::abort();
+    if (!engine.BuildStep(++now, &plan) || encoder.Encode(plan).empty()) std::abort();
     const double built = MicrosSince(start);
     Answer(plan, &result);
     start = Clock::now();
@@ -100,7 +109,7 @@ void Decode(int32_t num_seqs) {
     }
   }
   char name[64];
-  std::snprintf(name, sizeof name, "build a step, %d decoding", num_seqs);
+  std::snprintf(name, sizeof name, "build and encode a step, %d decoding", num_seqs);
   Print(name, build);
   std::snprintf(name, sizeof name, "apply its answer, %d events", num_seqs);
   Print(name, apply);
@@ -115,15 +124,19 @@ void CachedBurst(int32_t num_seqs, int32_t prompt_len) {
   Engine engine(config, Info(200000), nullptr);
   StepPlan plan;
   StepResult result;
+  StepEncoder encoder;
   TimeNs now = 1;
-  std::vector<double> build;
+  std::vector<double> build, submit;
   for (int round = 0; round < 10; ++round) {
     for (int32_t i = 0; i < num_seqs; ++i) {
-      Submit(&engine, round * num_seqs + i + 1, Spec(prompt_len, 8, 0));
+      Request request = Create(engine, Spec(prompt_len, 8, 0));
+      const auto start = Clock::now();
+      Submit(&engine, round * num_seqs + i + 1, std::move(request));
+      if (round > 0) submit.push_back(MicrosSince(start));
     }
     while (!engine.idle()) {
       const auto start = Clock::now();
-      if (!engine.BuildStep(++now, &plan)) std::abort();
+      if (!engine.BuildStep(++now, &plan) || encoder.Encode(plan).empty()) std::abort();
       if (round > 0) build.push_back(MicrosSince(start));
       Answer(plan, &result);
       if (!engine.OnResult(result, ++now).ok()) std::abort();
@@ -131,9 +144,11 @@ void CachedBurst(int32_t num_seqs, int32_t prompt_len) {
     }
   }
   char name[64];
-  std::snprintf(name, sizeof name, "build, burst of %d cached %d-token prompts", num_seqs,
-                prompt_len);
+  std::snprintf(name, sizeof name, "build and encode, burst of %d cached %d-token prompts",
+                num_seqs, prompt_len);
   Print(name, build);
+  std::snprintf(name, sizeof name, "submit one of them");
+  Print(name, submit);
 }
 
 }  // namespace

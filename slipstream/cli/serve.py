@@ -30,6 +30,7 @@ class _Stopper:
 
     def __init__(self, process: TritonProcess) -> None:
         self.requested = False
+        self.loading = True
         self._process = process
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
@@ -40,7 +41,8 @@ class _Stopper:
             return
         self.requested = True
         os.write(2, b"\ndraining; once more to stop at once\n")
-        self._process.terminate()
+        if self.loading:
+            self._process.terminate()  # otherwise _watch sees it, and drains first
 
 
 @with_config("model", "scheduler", "kv_cache", "worker", "text", "repository", "server")
@@ -71,6 +73,7 @@ def serve(
             stopper = _Stopper(process)
             try:
                 seconds = wait_until_ready(process, prepared)
+                stopper.loading = False
                 note(f"ready in {seconds:.1f} s")
                 _introduce(prepared)
                 if ready_file is not None:
@@ -86,7 +89,10 @@ def _watch(process: TritonProcess, stopper: _Stopper) -> None:
     failed, next_check = 0, time.monotonic()
     while (code := process.poll()) is None:
         time.sleep(0.1)
-        if stopper.requested or time.monotonic() < next_check:
+        if stopper.requested:
+            process.drain()
+            return
+        if time.monotonic() < next_check:
             continue
         failed = 0 if process.is_live() else failed + 1
         next_check = time.monotonic() + _LIVENESS_PERIOD_S

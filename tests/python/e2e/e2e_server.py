@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -207,8 +207,9 @@ class ServerPool:
             server.stop()
 
     def close(self) -> None:
-        while self._running:
-            self._stop_oldest()
+        with ExitStack() as stack:  # one that does not stop well must not keep the others alive
+            for _ in self._running:
+                stack.callback(self._stop_oldest)
 
     def _start(self, recipe: Recipe) -> Server:
         self._starts += 1

@@ -61,6 +61,24 @@ def test_sigterm_drains(servers: ServerPool) -> None:
         assert server.process.wait() == 0
 
 
+def test_draining_first_lets_streams_through_the_ensemble_finish(servers: ServerPool) -> None:
+    """What Ctrl-C on `slipstream serve` does, since SIGTERM alone would cut them off."""
+    with servers.own(DRAINED) as server, ExitStack() as stack:
+        streams = [stack.enter_context(Stream(server.grpc)) for _ in range(4)]
+        for stream in streams:
+            stream.send("ensemble", question(TEXT, COUNT, stream=True, return_finish_reason=True))
+        early = [[stream.next()] for stream in streams]
+        with ThreadPoolExecutor(1) as pool:
+            draining = pool.submit(server.process.drain)
+            for stream, replies in zip(streams, early, strict=True):
+                replies += stream.until_final()
+                assert {reply.error for reply in replies} == {""}
+                assert ending(replies) == "length"
+                assert stream.end() == []
+            draining.result(timeout=30)
+        assert server.process.wait() == 0
+
+
 def test_failed_streams_of_an_ensemble_do_not_hold_up_the_end(servers: ServerPool) -> None:
     """This server must be handed errors with care: see Delivery::HoldErrors."""
     with servers.own(DRAINED) as server:
