@@ -226,9 +226,10 @@ class Clients:
         """Arrival times in ns of all responses that are not final ones."""
         self.wait("done")
         self._process.wait()
-        records = np.fromfile(self._record, np.uint64)
+        records: npt.NDArray[np.uint64] = np.fromfile(self._record, np.uint64)
         self._folder.cleanup()
-        return records[(records & np.uint64(1)) == 0] >> np.uint64(16)
+        times: npt.NDArray[np.uint64] = records[(records & 1) == 0] >> 16
+        return times
 
 
 def flood(binary: Path, server: Server, path: str, streams: int, seconds: float) -> Flood:

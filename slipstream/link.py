@@ -29,13 +29,15 @@ _READ_SIZE = 1 << 20
 
 
 class FrameType(IntEnum):
-    """The frames whose payload is one msgpack map."""
+    """What a frame is; the payload of all but STEP and RESULT is one msgpack map."""
 
     CONFIG = 1
     PROGRESS = 2
     HELLO = 3
     ERROR = 4
     SHUTDOWN = 5
+    STEP = 6
+    RESULT = 7
     REQUEST = 8
     REPLY = 9
 

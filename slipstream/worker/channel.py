@@ -14,10 +14,10 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.link import FrameType
 from slipstream.worker.frames import (
     FRAME_HEADER,
     FrameError,
-    FrameType,
     encode_frame_header,
     parse_frame_header,
 )

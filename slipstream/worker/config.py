@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from slipstream.worker.frames import VERSION
+from slipstream.link import VERSION
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 

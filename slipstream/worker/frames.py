@@ -16,27 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MAGIC = 0x4D525453  # "STRM"
-VERSION = 1
-MAX_PAYLOAD = 1 << 33
+from slipstream.link import MAGIC, MAX_PAYLOAD, VERSION, FrameType
+
 TOKEN_FROM_SLOT = -1
 
 UInt32Array = npt.NDArray[np.uint32]
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 RecordArray = npt.NDArray[np.void]
-
-
-class FrameType(IntEnum):
-    CONFIG = 1
-    PROGRESS = 2
-    HELLO = 3
-    ERROR = 4
-    SHUTDOWN = 5
-    STEP = 6
-    RESULT = 7
-    REQUEST = 8
-    REPLY = 9
 
 
 class SeqFlag(IntFlag):

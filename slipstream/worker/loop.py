@@ -7,9 +7,10 @@ from __future__ import annotations
 import contextlib
 import traceback
 
+from slipstream.link import FrameType
 from slipstream.worker.channel import Channel, Frame
 from slipstream.worker.config import WorkerConfig
-from slipstream.worker.frames import FrameError, FrameType, encode_result, parse_step
+from slipstream.worker.frames import FrameError, encode_result, parse_step
 
 
 def serve(channel: Channel) -> int:
