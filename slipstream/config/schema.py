@@ -166,7 +166,9 @@ class RepositorySection(Section):
     max_batch_size: int = _option(64, "rows of one request", ge=1, le=4096)
     decoupled: bool = _option(True, "streaming, and several responses per request")
     preprocessing_instances: int = _option(2, "prompts tokenized at once", ge=1, le=256)
-    max_queue_delay_us: int = _option(0, "Triton's batching delay before preprocessing", ge=0)
+    max_queue_delay_us: int = _option(
+        0, "Triton's batching delay before preprocessing; 0: none", ge=0
+    )
     logits_datatype: Literal["FP32", "FP16"] = _option("FP32", "type of returned logits")
     encoder_input_features_data_type: Literal["FP16", "FP32", "BF16"] = _option(
         "FP16", "declared type of encoder features"

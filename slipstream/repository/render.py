@@ -82,7 +82,10 @@ def render_role(role: Role, settings: RepositorySettings, parameters: Mapping[st
         message.model_transaction_policy.decoupled = settings.decoupled
         count = 1
     elif role == "tokenize":
-        message.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+        # Only on request: floods through tritonserver 2.51's batcher corrupted its heap, and rows
+        # are tokenized one by one anyway (docs/performance.md).
+        if settings.max_queue_delay_us > 0:
+            message.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
         count = settings.preprocessing_instances
     else:
         count = POSTPROCESSING_INSTANCES
