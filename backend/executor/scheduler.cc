@@ -221,6 +221,7 @@ bool Scheduler::Admit(Sequence* s, Building* b) {
   waiting_.Remove(s);
   s->rank = waiting_.RankOf(*s, b->now);
   kv_.Open(spec.cache_salt, match, &s->kv);
+  RetainReused(s, 0, b->now);
   if (!reuse) s->kv.detached = true;
   if (source >= 0) {
     const bool grown = kv_.Grow(static_cast<int32_t>(s->kv.blocks.size()) + 1, b->now, &s->kv);
@@ -258,6 +259,7 @@ void Scheduler::ShareAhead(Sequence* s, int32_t* shared_tokens, Building* b) {
     if (next >= s->kv.hashes.size()) return;
     --b->lookups;
     if (!kv_.ExtendShared(s->kv.hashes[next], &s->kv)) return;
+    RetainReused(s, next, b->now);
     s->scheduled += bs;
     *shared_tokens += bs;
   }
@@ -311,6 +313,15 @@ void Scheduler::AppendToPlan(Sequence* s, int32_t chunk, Building* b) {
   s->announced = static_cast<uint32_t>(s->kv.blocks.size());
   s->perf.kv_alloc_new_blocks = s->perf.kv_alloc_total_blocks - s->perf.kv_reused_blocks;
   StoreFullBlocks(s, b->now);
+}
+
+// Blocks that others stored stay at least as long as this request asks for.
+void Scheduler::RetainReused(Sequence* s, size_t first, TimeNs now) {
+  if (s->spec().retention.prompt.empty()) return;
+  for (size_t i = first; i < s->kv.nodes.size(); ++i) {
+    const auto block = static_cast<int32_t>(i);
+    kv_.Retain(block, RetainFor(*s, block * kv_.tokens_per_block(), now), &s->kv);
+  }
 }
 
 void Scheduler::StoreFullBlocks(Sequence* s, TimeNs now) {

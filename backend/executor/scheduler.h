@@ -65,6 +65,7 @@ class Scheduler {
   bool ScheduleChunk(Sequence* sequence, Building* b);
   void ShareAhead(Sequence* sequence, int32_t* shared_tokens, Building* b);
   void AppendToPlan(Sequence* sequence, int32_t chunk, Building* b);
+  void RetainReused(Sequence* sequence, size_t first, TimeNs now);
   void StoreFullBlocks(Sequence* sequence, TimeNs now);
   bool MakeRoom(const Sequence* needy);
   bool Displace(Sequence* victim);

@@ -139,6 +139,22 @@ TEST_CASE("prompts that arrive together share their prefix within the same step"
   CHECK(f.Metrics().kv_hit_tokens == 24);
 }
 
+TEST_CASE("a request that reuses cached blocks can ask to keep them longer") {
+  EngineFixture f(EngineFixture::DefaultConfig(), /*blocks=*/4, /*block_size=*/4);
+  const auto run = [&](RequestId id, std::vector<int32_t> prompt, int32_t priority) {
+    RequestSpec spec = f.Spec(std::move(prompt), 1);
+    if (priority >= 0) spec.retention.prompt = {{0, -1, priority, -1}};
+    REQUIRE(f.Submit(id, std::move(spec)).ok());
+    REQUIRE(f.Step());
+    return f.engine.TakeEvents().back().usage.cached_tokens;
+  };
+  run(1, Iota(0, 5), -1);
+  run(2, Iota(0, 5), 90);  // reuses the block of 1 and raises its priority
+  run(3, Iota(50, 9), -1);
+  run(4, Iota(70, 12), -1);  // needs room: the older block would go first but for its priority
+  CHECK(run(5, Iota(0, 5), -1) == 4);
+}
+
 TEST_CASE("salts keep caches apart") {
   EngineFixture f;
   REQUIRE(f.Submit(1, f.Spec(Iota(0, 8), 1)).ok());
