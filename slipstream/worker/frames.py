@@ -141,7 +141,8 @@ RESULT_ARRAYS: tuple[tuple[str, np.dtype[Any], str], ...] = (
 def _struct_of(header: np.dtype[Any]) -> struct.Struct:
     """A header as plain numbers: NumPy takes microseconds to read a field, struct does not."""
     codes = {8: "Q", 4: "I", 2: "H"}
-    assert header.fields and header.names, "headers are records"
+    assert header.fields, "headers are records"
+    assert header.names
     return struct.Struct("<" + "".join(codes[header.fields[n][0].itemsize] for n in header.names))
 
 
