@@ -5,10 +5,44 @@
 from __future__ import annotations
 
 from slipstream.models.config_reader import CheckpointError
-from slipstream.models.families import llama
+from slipstream.models.families import (
+    cohere,
+    exaone,
+    gemma,
+    glm,
+    gpt2,
+    granite,
+    llama,
+    mistral,
+    neox,
+    olmo,
+    phi,
+    qwen,
+    smollm,
+    starcoder,
+)
 from slipstream.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    phi.FAMILY,
+    exaone.FAMILY,
+    olmo.FAMILY,
+    granite.FAMILY,
+    glm.GLM,
+    glm.FAMILY,
+    cohere.COHERE,
+    cohere.COHERE2,
+    starcoder.FAMILY,
+    smollm.FAMILY,
+    gpt2.FAMILY,
+    neox.FAMILY,
+)
 
 _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 
