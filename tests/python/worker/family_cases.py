@@ -278,7 +278,7 @@ CASES: tuple[Case, ...] = (
 
 EXAMPLES: dict[str, str] = {
     "Llama 1 to 3.3": "Llama 2 7B, Llama 3.1 8B, Llama 3.3 70B, TinyLlama",
-    "Mistral": "Mistral 7B, Mistral Nemo, Mistral Small",
+    "Mistral": "Mistral 7B, Mistral Nemo, Mistral Small 24B (2501)",
     "Qwen 2, 2.5": "Qwen2 7B, Qwen2.5 0.5B–72B",
     "Qwen 3": "Qwen3 0.6B–32B",
     "Gemma 2": "Gemma 2 2B, 9B, 27B",

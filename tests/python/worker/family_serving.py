@@ -30,8 +30,8 @@ class Served:
     path: Path
 
     @classmethod
-    def of(cls, case: Case, path: Path) -> Served:
-        model = case.make_model()
+    def of(cls, case: Case, path: Path, dtype: torch.dtype = torch.float32) -> Served:
+        model = case.make_model().to(dtype)
         model.save_pretrained(path)
         return cls(model, load_runner(path, kv_cache_tokens=2048), path)
 
@@ -41,7 +41,7 @@ class Served:
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         with torch.inference_mode():
-            return self.model(torch.tensor([tokens])).logits[0].numpy()
+            return self.model(torch.tensor([tokens])).logits[0].float().numpy()
 
     def assert_close(self, ours: np.ndarray, tokens: list[int]) -> None:
         theirs = self.logits(tokens)
