@@ -5,26 +5,47 @@
 #include <pybind11/stl.h>
 
 #include <functional>
+#include <limits>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
+#include <vector>
 
 namespace py = pybind11;
 
 namespace slipstream {
 namespace {
 
-using Setter = std::function<void(RequestSpec*, const py::handle&)>;
+struct Setter {
+  std::function<void(RequestSpec*, const py::handle&)> set;
+  std::string expected;  // for the message when it throws cast_error
+};
+
+template <typename T>
+std::string Expected() {
+  if constexpr (std::is_same_v<T, bool>) return "a bool";
+  if constexpr (std::is_floating_point_v<T>) return "a number";
+  if constexpr (std::is_same_v<T, std::string>) return "a str";
+  if constexpr (std::is_integral_v<T>) {
+    return "an integer in [" + std::to_string(std::numeric_limits<T>::min()) + ", " +
+           std::to_string(std::numeric_limits<T>::max()) + "]";
+  }
+  if constexpr (std::is_same_v<T, std::vector<int32_t>>) return "a list of " + Expected<int32_t>();
+  return "of the type that the signature names";
+}
 
 template <typename T>
 Setter Field(T RequestSpec::* member) {
-  return [member](RequestSpec* spec, const py::handle& value) { spec->*member = value.cast<T>(); };
+  return {[member](RequestSpec* spec, const py::handle& value) { spec->*member = value.cast<T>(); },
+          Expected<T>()};
 }
 
 template <typename T>
 Setter Sampling(T SamplingParams::* member) {
-  return [member](RequestSpec* spec, const py::handle& value) {
-    spec->sampling.*member = value.cast<T>();
-  };
+  return {[member](RequestSpec* spec, const py::handle& value) {
+            spec->sampling.*member = value.cast<T>();
+          },
+          Expected<T>()};
 }
 
 void SetRetentionRanges(RequestSpec* spec, const py::handle& value) {
@@ -69,15 +90,17 @@ const std::unordered_map<std::string, Setter>& Setters() {
       {"prompt_ignore_length", Sampling(&SamplingParams::prompt_ignore_length)},
       {"min_tokens", Sampling(&SamplingParams::min_tokens)},
       {"seed",
-       [](RequestSpec* spec, const py::handle& value) {
-         spec->sampling.seed = value.cast<uint64_t>();
-         spec->sampling.has_seed = true;
-       }},
-      {"retention_ranges", SetRetentionRanges},
+       {[](RequestSpec* spec, const py::handle& value) {
+          spec->sampling.seed = value.cast<uint64_t>();
+          spec->sampling.has_seed = true;
+        },
+        Expected<uint64_t>()}},
+      {"retention_ranges", {SetRetentionRanges, "tuples (start, end, priority, duration_ms)"}},
       {"decode_retention_priority",
-       [](RequestSpec* spec, const py::handle& value) {
-         spec->retention.decode_priority = value.cast<int32_t>();
-       }},
+       {[](RequestSpec* spec, const py::handle& value) {
+          spec->retention.decode_priority = value.cast<int32_t>();
+        },
+        Expected<int32_t>()}},
   };
   return setters;
 }
@@ -91,10 +114,10 @@ RequestSpec SpecFromKwargs(const py::kwargs& fields) {
     const auto setter = Setters().find(name);
     if (setter == Setters().end()) throw py::value_error(name + ": no such request field");
     try {
-      setter->second(&spec, value);
+      setter->second.set(&spec, value);
     } catch (const py::cast_error&) {
-      throw py::value_error(name + ": " + py::repr(value).cast<std::string>() +
-                            " has the wrong type or is out of range");
+      throw py::value_error(name + ": " + py::repr(value).cast<std::string>() + " is not " +
+                            setter->second.expected);
     }
   }
   return spec;

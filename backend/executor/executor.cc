@@ -321,9 +321,13 @@ void Executor::AdvanceRecovery(TimeNs now) {
     if (info.ok() && (info->vocab_size != worker_info_.vocab_size ||
                       info->num_blocks < worker_info_.num_blocks ||
                       info->tokens_per_block != worker_info_.tokens_per_block)) {
-      status = Status::Internal(
-          "the restarted worker offers another vocabulary or fewer KV "
-          "blocks than before");
+      status = Status::Internal("the restarted worker offers a vocabulary of " +
+                                std::to_string(info->vocab_size) + " and " +
+                                std::to_string(info->num_blocks) + " KV blocks of " +
+                                std::to_string(info->tokens_per_block) + " tokens; it had " +
+                                std::to_string(worker_info_.vocab_size) + " and " +
+                                std::to_string(worker_info_.num_blocks) + " of " +
+                                std::to_string(worker_info_.tokens_per_block));
     }
     {
       std::lock_guard<std::mutex> lock(inbox_->mutex);

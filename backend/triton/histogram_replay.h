@@ -17,7 +17,7 @@ struct Observations {
 // Triton's histograms only take single observations, while the Executor counts in buckets of its
 // own. Returns observations that lead from the snapshot `before` to `after`: as many in each
 // bucket, and with the same sum. (Within their buckets the values are moved by one common fraction,
-// which is chosen so that the sum is right.)
+// which is chosen so that the sum is right. Where all is whole numbers, the observations are, too.)
 std::vector<Observations> ReplayHistogram(const Histogram& before, const Histogram& after);
 
 }  // namespace slipstream::triton

@@ -105,7 +105,7 @@ void AddOwnCounters(std::vector<MetricRow>* rows) {
           return static_cast<double>(view.snapshot.finished[static_cast<size_t>(reason)]);
         });
   }
-  add("slipstream_prompt_tokens_total", "Prompt tokens of accepted requests", "", "",
+  add("slipstream_prompt_tokens_total", "Prompt tokens of sequences that started", "", "",
       VALUE(m.prompt_tokens));
   add("slipstream_generated_tokens_total", "Generated tokens", "", "", VALUE(m.generated_tokens));
   add("slipstream_kv_hit_tokens_total", "Prompt tokens whose KV was reused", "", "",

@@ -35,7 +35,7 @@ struct WorkerParameters {
   int32_t max_seq_len = 0;  // 0 = the checkpoint's
   int64_t kv_cache_bytes = 0;
   int64_t kv_cache_tokens = 0;
-  double kv_cache_fraction = 0.9;
+  double kv_cache_fraction = 0;  // 0: the worker chooses
 };
 
 enum class WorkerKind : uint8_t { kProcess, kScripted };

@@ -54,6 +54,7 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   options.argv.insert(options.argv.end(), config_.args.begin(), config_.args.end());
   options.config = config_.config;
   options.config["frame_version"] = kFrameVersion;
+  if (kv_cache_tokens_ > 0) options.config["kv_cache_tokens"] = kv_cache_tokens_;
   options.load_timeout_ms = config_.load_timeout_ms;
   options.interrupt_fd = interrupt_.get();
   options.progress = progress;
@@ -66,6 +67,7 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   }
   StatusOr<WorkerInfo> info = ReadHello(hello);
   if (!info.ok()) return info;
+  kv_cache_tokens_ = int64_t{info->num_blocks} * info->tokens_per_block;
   link_ = std::move(link).value();
   const Status watched = WatchLink();
   if (!watched.ok()) {

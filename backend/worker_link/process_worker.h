@@ -49,6 +49,9 @@ class ProcessWorker : public WorkerPort {
   void NoteBuffered();
 
   const ProcessWorkerConfig config_;
+  // Size of the KV cache once the first start settled it: a restart asks for the same, whatever
+  // memory is free then, since requests were accepted against it.
+  int64_t kv_cache_tokens_ = 0;
   WakeFd interrupt_;
   std::unique_ptr<ChildLink> link_;
   // What fd() gives out: the socket, or frames that were already taken from it (buffered_).

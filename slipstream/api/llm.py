@@ -9,7 +9,8 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +34,8 @@ class LLM:
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         max_num_seqs: sequences that run at once; ``max_num_tokens``: token budget of one step.
         max_seq_len: prompt + generated; 0 is the checkpoint's own limit.
-        kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory.
+        kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory,
+            and if that is 0, too, 0.9 of a GPU's or 0.25 of a host's.
         policy: ``guaranteed_no_evict`` or ``max_utilization``.
         progress: called with (fraction, what) while the model loads.
 
@@ -53,7 +55,7 @@ class LLM:
         max_seq_len: int = 0,
         tokens_per_block: int = 32,
         kv_cache_tokens: int = 0,
-        kv_cache_fraction: float = 0.5,
+        kv_cache_fraction: float = 0.0,
         policy: str = "guaranteed_no_evict",
         enable_prefix_reuse: bool = True,
         trust_remote_code: bool = False,
@@ -120,13 +122,14 @@ class LLM:
                 output, ticket, handle = self._submit(prompt, params, streaming=False)
                 started.append((output, ticket))
                 handles.append(handle)
-        except Exception:
-            for handle in handles:
+            for output, ticket in started:
+                for event in self._events(ticket):
+                    _accumulate(output, event)
+        except BaseException:  # an interrupt, too, must not leave requests behind
+            for handle, (_, ticket) in zip(handles, started, strict=True):
                 self._executor.cancel(handle)
+                self._queues.pop(ticket, None)
             raise
-        for output, ticket in started:
-            for event in self._events(ticket):
-                _accumulate(output, event)
         return [output for output, _ in started]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
@@ -175,7 +178,7 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams, *, streaming: bool
     ) -> tuple[RequestOutput, int, int]:
         text = prompt if isinstance(prompt, str) else None
-        ids = [int(i) for i in (self.tokenizer(text)["input_ids"] if text is not None else prompt)]
+        ids = self._encode(text) if text is not None else _token_ids(prompt)
         ticket = next(self._tickets)
         self._queues[ticket] = queue.SimpleQueue()
         try:
@@ -192,6 +195,13 @@ class LLM:
             raise kind(str(error)) from None
         completions = [Completion(index) for index in range(params.n)]
         return RequestOutput(text, ids, completions), ticket, handle
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"prompt: {text!r} is not valid Unicode: {error.reason}") from None
+        return list(self.tokenizer(text)["input_ids"])
 
     def _deliver(self) -> None:
         while not self._closed.is_set():
@@ -214,8 +224,25 @@ class LLM:
 
 
 def _as_batch(prompts: Any) -> list[Prompt]:
-    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-    return [prompts] if single else list(prompts)
+    if isinstance(prompts, str):
+        return [prompts]
+    items = _listed(prompts)
+    single = len(items) > 0 and isinstance(items[0], int)
+    return [items] if single else items
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping):
+        return list(value)
+    raise RequestError(f"prompt: {value!r} is neither text nor a list of token ids, nor several")
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    ids = _listed(prompt)
+    for position, token in enumerate(ids):
+        if not isinstance(token, Integral) or isinstance(token, bool):
+            raise RequestError(f"prompt: element {position} is {token!r}, not a token id")
+    return [int(token) for token in ids]
 
 
 def _logprobs(event: dict[str, Any]) -> list[TokenLogprobs]:

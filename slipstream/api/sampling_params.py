@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slipstream.errors import RequestError
 
 
 class SamplingParams(BaseModel):
@@ -53,6 +55,14 @@ class SamplingParams(BaseModel):
     priority: int = 0
     timeout_s: float = 0.0
     cache_salt: int = 0
+
+    def __init__(self, **fields: Any) -> None:
+        """Raises RequestError naming every field that is unknown or of the wrong type."""
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise RequestError("; ".join(faults)) from None
 
     def resolved_temperature(self) -> float:
         """The temperature to sample with; 0 is greedy."""

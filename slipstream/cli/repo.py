@@ -14,7 +14,7 @@ from slipstream.cli.console import note, say, table
 from slipstream.cli.flags import with_config
 from slipstream.config import SlipstreamConfig
 from slipstream.repository import build_repository, lint_repository, resolve
-from slipstream.repository.plan import make_plan, with_machine_defaults
+from slipstream.repository.plan import make_plan
 from slipstream.server import backend_directory
 
 repo_app = typer.Typer(help="Make and check model repositories.", no_args_is_help=True)
@@ -61,5 +61,5 @@ def lint(
 @with_config("model", "scheduler", "kv_cache")
 def plan(config: SlipstreamConfig, *, model: Model = None) -> None:
     """Show the memory that serving takes, without loading anything."""
-    result = make_plan(with_machine_defaults(resolve(config)))
+    result = make_plan(resolve(config))
     table(result.rows())

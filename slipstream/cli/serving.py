@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from slipstream.cli.console import note, progress_bar, table
 from slipstream.config import ConfigError, SlipstreamConfig
 from slipstream.repository import build_repository, resolve
-from slipstream.repository.plan import make_plan, with_machine_defaults
+from slipstream.repository.plan import make_plan
 from slipstream.repository.render import NAMING
 from slipstream.server import (
     ServerOptions,
@@ -57,7 +57,7 @@ def working_folder(repository: Path | None) -> Iterator[Path]:
 
 
 def make_local(config: SlipstreamConfig) -> SlipstreamConfig:
-    """A configuration for this machine: the checkpoint downloaded, the cache sized."""
+    """A configuration for this machine: the checkpoint downloaded."""
     section = config.model
     updates = {}
     for name in ("model", "tokenizer"):
@@ -65,7 +65,7 @@ def make_local(config: SlipstreamConfig) -> SlipstreamConfig:
         if value and not Path(value).is_dir():
             updates[name] = _download(name, value, section.revision)
     model = section.model_copy(update=updates)
-    return with_machine_defaults(config.model_copy(update={"model": model}))
+    return config.model_copy(update={"model": model})
 
 
 def prepare(

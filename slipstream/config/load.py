@@ -58,11 +58,6 @@ def load_config(
 
 
 def _check_together(config: SlipstreamConfig) -> None:
-    cache = config.kv_cache
-    if not (cache.kv_cache_tokens or cache.kv_cache_bytes or cache.kv_cache_fraction):
-        raise ConfigError(
-            "kv_cache_fraction is 0 and neither kv_cache_tokens nor kv_cache_bytes is given"
-        )
     scheduler = config.scheduler
     if scheduler.max_num_tokens < scheduler.max_num_seqs:
         raise ConfigError(

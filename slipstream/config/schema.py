@@ -93,7 +93,11 @@ class KvCacheSection(Section):
     kv_cache_tokens: int = _option(0, "size in tokens; 0: not given", roles=LLM, ge=0)
     kv_cache_bytes: int = _option(0, "size in bytes; 0: not given", roles=LLM, ge=0)
     kv_cache_fraction: float = _option(
-        0.9, "size as a fraction of the memory free after loading", roles=LLM, ge=0.0, le=1.0
+        0.0,
+        "size as a fraction of the memory free after loading; 0: 0.9 on a GPU, 0.25 on a CPU",
+        roles=LLM,
+        ge=0.0,
+        le=1.0,
     )
     enable_prefix_reuse: bool = _option(
         True, "requests share the cached blocks of equal prefixes", roles=LLM

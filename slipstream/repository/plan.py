@@ -13,6 +13,7 @@ from slipstream.repository.machine import free_host_memory, list_gpus
 
 # On a CPU the cache shares memory with everything else on the machine.
 CPU_KV_CACHE_FRACTION = 0.25
+GPU_KV_CACHE_FRACTION = 0.9
 
 
 class PlanError(SlipstreamError, ValueError):
@@ -107,14 +108,6 @@ def size(count: int) -> str:
     return f"{value:.2f} GiB"
 
 
-def with_machine_defaults(config: SlipstreamConfig) -> SlipstreamConfig:
-    """Lowers the default of ``kv_cache_fraction`` when the model will run on a CPU."""
-    if "kv_cache_fraction" in config.kv_cache.model_fields_set or _gpu_index(config) is not None:
-        return config
-    cache = config.kv_cache.model_copy(update={"kv_cache_fraction": CPU_KV_CACHE_FRACTION})
-    return config.model_copy(update={"kv_cache": cache})
-
-
 def device_memory(config: SlipstreamConfig) -> Memory:
     """The device that the configuration means on this machine.
 
@@ -194,7 +187,8 @@ def _budget(config: SlipstreamConfig, free: int, per_token: int) -> tuple[int, s
         return cache.kv_cache_tokens * per_token, "kv_cache_tokens"
     if cache.kv_cache_bytes:
         return cache.kv_cache_bytes, "kv_cache_bytes"
-    fraction = cache.kv_cache_fraction
+    automatic = CPU_KV_CACHE_FRACTION if _gpu_index(config) is None else GPU_KV_CACHE_FRACTION
+    fraction = cache.kv_cache_fraction or automatic
     return int(free * fraction), f"kv_cache_fraction {fraction:g} of what the weights leave"
 
 

@@ -36,7 +36,7 @@ class WorkerConfig(BaseModel):
     max_seq_len: int = Field(default=0, ge=0)
     kv_cache_bytes: int = Field(default=0, ge=0)
     kv_cache_tokens: int = Field(default=0, ge=0)
-    kv_cache_fraction: float = Field(default=0.9, ge=0.0, le=1.0)
+    kv_cache_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     trust_remote_code: bool = False
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
     num_threads: int = Field(default=0, ge=0, le=4096)
@@ -65,14 +65,6 @@ class WorkerConfig(BaseModel):
             raise ValueError(f"rank is {self.rank}, must be below world_size {self.world_size}")
         if self.world_size != 1:
             raise ValueError(f"world_size is {self.world_size}; this worker supports 1")
-        return self
-
-    @model_validator(mode="after")
-    def _some_cache(self) -> WorkerConfig:
-        if not (self.kv_cache_tokens or self.kv_cache_bytes or self.kv_cache_fraction):
-            raise ValueError(
-                "kv_cache_fraction is 0 and neither kv_cache_tokens nor kv_cache_bytes is given"
-            )
         return self
 
     @classmethod

@@ -13,6 +13,9 @@ from slipstream.attention.kv_cache import KvShape
 from slipstream.worker.config import ConfigError, WorkerConfig
 
 _CGROUP = Path("/sys/fs/cgroup")
+# Share of the free memory for the KV cache if nothing is said: a GPU is the model's own, the memory
+# of a host is shared with everything else.
+KV_CACHE_FRACTIONS = {"cuda": 0.9, "cpu": 0.25}
 # Models below this many bytes finish a layer sooner than threads meet at a barrier.
 _ONE_THREAD_BYTES = 32 << 20
 
@@ -26,7 +29,8 @@ def num_kv_blocks(config: WorkerConfig, shape: KvShape, device: torch.device) ->
         return -(-config.kv_cache_tokens // shape.tokens_per_block)
     name, budget = "kv_cache_bytes", config.kv_cache_bytes
     if not budget:
-        name, budget = "kv_cache_fraction", int(free_memory(device) * config.kv_cache_fraction)
+        fraction = config.kv_cache_fraction or KV_CACHE_FRACTIONS[device.type]
+        name, budget = f"kv_cache_fraction {fraction:g}", int(free_memory(device) * fraction)
     blocks = budget // shape.bytes_per_block
     if blocks < 1:
         raise ConfigError(

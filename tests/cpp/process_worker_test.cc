@@ -70,7 +70,9 @@ if how == "garbage":
 if how == "error":
     send(4, error)
     sys.exit(1)
-send(2, b"\x82\xa8fraction\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xa4what\xa7loading")
+# 128 tokens are what HELLO offers: 16 blocks of 8.
+what = b"\xa6pinned" if b"kv_cache_tokens\xcc\x80" in config else b"\xa7loading"
+send(2, b"\x82\xa8fraction\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xa4what" + what)
 send(3, hello)
 while True:
     kind, payload = receive()
@@ -377,6 +379,15 @@ TEST_CASE("process worker: kill -9 shows within milliseconds, and a restart serv
   CHECK(worker.Receive(&result, &why) == WorkerPort::Reply::kNone);
   REQUIRE(worker.Send(Plan(2, 1)).ok());
   CHECK(AwaitReply(&worker, &result, &why) == WorkerPort::Reply::kResult);
+}
+
+TEST_CASE("process worker: a restart asks for the cache that the first start settled") {
+  ProcessWorker worker(Config("serve"));
+  std::vector<std::string> told;
+  const auto progress = [&](double, const std::string& what) { told.push_back(what); };
+  REQUIRE(worker.Start(progress).ok());
+  REQUIRE(worker.Start(progress).ok());
+  CHECK(told == std::vector<std::string>{"loading", "pinned"});
 }
 
 TEST_CASE("process worker: Send to a dead worker says how it died") {

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <doctest/doctest.h>
 
+#include <cmath>
+
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -40,6 +42,21 @@ TEST_CASE("metrics: a replayed histogram has the same buckets and the same sum")
     CHECK(replayed.sum == doctest::Approx(after.sum - before.sum).epsilon(1e-3));
   }
   CHECK(ReplayHistogram(Histogram(), Histogram(bounds)).empty());
+}
+
+TEST_CASE("metrics: counts of tokens are replayed as whole numbers with exactly their sum") {
+  std::mt19937 random(7);
+  const Histogram before({10, 50, 100, 500, 1000});
+  for (int round = 0; round < 500; ++round) {
+    Histogram after = before;
+    const uint32_t most = round % 2 == 0 ? 60 : 5000;
+    for (uint32_t i = random() % 40; i > 0; --i) after.Observe(random() % most);
+    const auto seen = ReplayHistogram(before, after);
+    for (const Observations& one : seen) CHECK(std::floor(one.value) == one.value);
+    const Histogram replayed = Replayed(before, after);
+    CHECK(replayed.counts == after.counts);
+    CHECK(replayed.sum == after.sum);
+  }
 }
 
 TEST_CASE(

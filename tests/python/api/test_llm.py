@@ -7,9 +7,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -109,8 +113,10 @@ def test_greedy_tokens_equal_transformers(
 
 
 def worker_process() -> psutil.Process:
+    """The worker started last."""
     children = psutil.Process().children()
-    return next(c for c in children if "slipstream.worker" in " ".join(c.cmdline()))
+    workers = [c for c in children if "slipstream.worker" in " ".join(c.cmdline())]
+    return max(workers, key=psutil.Process.create_time)
 
 
 def test_streams_survive_the_death_of_the_worker(
@@ -201,6 +207,65 @@ def test_wrong_requests_name_the_field(demo: LLM) -> None:
         demo.generate("x", SamplingParams(top_p=1.5))
     with pytest.raises(RequestError, match="input_ids: token id 999999"):
         demo.generate([999999])
-    with pytest.raises(ValueError, match="tempreture"):
-        SamplingParams(tempreture=1.0)  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match="tempreture: Extra inputs are not permitted"):
+        SamplingParams(tempreture=1.0)
+    with pytest.raises(
+        RequestError, match="max_new_tokens: 10000000000 is not an integer in"
+    ):
+        demo.generate("x", SamplingParams(max_tokens=10**10))
+    with pytest.raises(
+        RequestError, match=r"seed: -1 is not an integer in \[0, 184"
+    ):
+        demo.generate("x", SamplingParams(seed=-1))
     assert demo.metrics()["running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "prompt: None is neither"),
+        (5, "prompt: 5 is neither"),
+        (b"abc", "prompt: b'abc' is neither"),
+        (["a", 5], "prompt: 5 is neither"),
+        ([[1, "x"]], "prompt: element 1 is 'x', not a token id"),
+        ("\ud800", "is not valid Unicode: surrogates not allowed"),
+    ],
+)
+def test_wrong_prompts_are_named(demo: LLM, prompts: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        demo.generate(prompts)
+
+
+def test_a_refused_prompt_leaves_none_of_its_batch_behind(demo: LLM) -> None:
+    with pytest.raises(RequestError, match="token id 999999"):
+        demo.generate([[300, 301], [999999]], SamplingParams(max_tokens=1500, ignore_eos=True))
+    assert not demo._queues
+    deadline = time.monotonic() + 20
+    while demo.metrics()["running"] + demo.metrics()["waiting"] > 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_worker_comes_back_with_the_cache_it_had() -> None:
+    """Whatever memory is free at the time of the restart."""
+    prompt = list(range(300, 340))
+    with LLM(demo_model_path(), kv_cache_fraction=0.2) as llm:
+        first = llm.generate([prompt], GREEDY)[0].completions[0].token_ids
+        blocks = llm.metrics()["kv_blocks_total"]
+        hog = bytearray(3 << 30)
+        hog[::4096] = b"x" * len(hog[::4096])  # so that less is free than before
+        os.kill(worker_process().pid, signal.SIGKILL)
+        assert llm.generate([prompt], GREEDY)[0].completions[0].token_ids == first
+        assert llm.metrics()["kv_blocks_total"] == blocks
+        assert llm.metrics()["worker_restarts"] == 1
+        del hog
+
+
+def test_the_package_itself_offers_the_api_without_importing_it() -> None:
+    code = (
+        "import sys, slipstream; assert not [m for m in sys.modules if m.startswith("
+        "('torch', 'pydantic', 'slipstream.api', 'slipstream._core'))]; "
+        "from slipstream.api import LLM; assert slipstream.LLM is LLM; "
+        "from slipstream import SamplingParams"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -76,7 +76,7 @@ def test_python_imports_point_down(path: Path) -> None:
     layer = parts[0].removesuffix(".py")
     imported = slipstream_imports(path) - {layer}
     if layer == "__init__":
-        assert not imported, "importing slipstream stays cheap"
+        assert imported <= {"api"}, "importing slipstream stays cheap: see test_api_names"
     else:
         assert imported <= PYTHON_LAYERS[layer]
 

@@ -74,7 +74,6 @@ def test_configuration_is_frozen() -> None:
          "'float16'"),
         ("model: {device: gpu}", "model.device is 'gpu'"),
         ("kv_cache: 5", "kv_cache is 5; expected a section with keys"),
-        ("kv_cache: {kv_cache_fraction: 0}", "kv_cache_fraction is 0 and neither"),
         ("scheduler: {max_num_seqs: 8, max_num_tokens: 7}", "max_num_tokens is 7, must be at least "
          "max_num_seqs (8)"),
         ("- a", "expected sections"),

@@ -36,7 +36,7 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
          "parameters[max_num_seq]: unknown; the nearest is 'max_num_seqs'"),
         ("llm", 'string_value: "guaranteed_no_evict"', 'string_value: "evict"',
          "parameters[scheduler_policy]: is 'evict'; must be 'guaranteed_no_evict' or"),
-        ("llm", 'string_value: "0.9"', 'string_value: "1.9"',
+        ("llm", 'string_value: "0.0"', 'string_value: "1.9"',
          "parameters[kv_cache_fraction]: is '1.9'; must be less than or equal to 1"),
         ("llm", 'string_value: "auto"', 'string_value: "${dtype}"',
          "placeholder left in '${dtype}'"),

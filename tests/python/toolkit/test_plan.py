@@ -11,7 +11,14 @@ import pytest
 
 from slipstream.config import SlipstreamConfig
 from slipstream.repository.checkpoint import CheckpointError, read_checkpoint
-from slipstream.repository.plan import Memory, PlanError, make_plan, size, with_machine_defaults
+from slipstream.repository.plan import (
+    CPU_KV_CACHE_FRACTION,
+    GPU_KV_CACHE_FRACTION,
+    Memory,
+    PlanError,
+    make_plan,
+    size,
+)
 
 from .conftest import CONFIG, SHAPES, write_safetensors
 
@@ -72,7 +79,7 @@ def test_rows_say_the_arithmetic(configure: Configure) -> None:
             10000,
             r"kv_cache_tokens asks for 400\.0 KiB; cpu has 9\.8 KiB",
         ),
-        ({}, WEIGHTS + 100, r"kv_cache_fraction 0\.9 .* gives 90 B, one block of 32 tokens takes"),
+        ({}, WEIGHTS + 100, r"kv_cache_fraction 0\.25 .* gives 25 B, one block of 32 tokens takes"),
         ({"max_seq_len": 129}, 1 << 20, "max_seq_len is 129; the checkpoint's limit is 128"),
     ],
 )
@@ -101,10 +108,16 @@ def test_gpus_are_read_from_nvidia_smi(
 
 
 def test_on_a_cpu_the_cache_takes_less_by_default(configure: Configure) -> None:
-    assert with_machine_defaults(configure(device="cpu")).kv_cache.kv_cache_fraction == 0.25
-    given = configure(device="cpu", kv_cache_fraction=0.9)
-    assert with_machine_defaults(given).kv_cache.kv_cache_fraction == 0.9
-    assert with_machine_defaults(configure(device="cuda")).kv_cache.kv_cache_fraction == 0.9
+    from slipstream.worker.memory import KV_CACHE_FRACTIONS
+
+    def source(**options: Any) -> str:
+        return make_plan(configure(**options), memory(1 << 30)).budget_source
+
+    assert source(device="cpu").startswith("kv_cache_fraction 0.25 ")
+    assert source(device="cuda").startswith("kv_cache_fraction 0.9 ")
+    assert source(device="cpu", kv_cache_fraction=0.5).startswith("kv_cache_fraction 0.5 ")
+    # The plan is for the worker that will run.
+    assert KV_CACHE_FRACTIONS == {"cpu": CPU_KV_CACHE_FRACTION, "cuda": GPU_KV_CACHE_FRACTION}
 
 
 def test_sharded_checkpoint(tmp_path: Path) -> None:

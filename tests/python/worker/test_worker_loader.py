@@ -220,10 +220,6 @@ def test_a_checkpoint_with_a_tokenizer_has_the_exported_table(copy_of):
         ({"max_num_seqs": "8"}, "max_num_seqs is '8': Input should be a valid integer"),
         ({"world_size": 2}, "world_size is 2; this worker supports 1"),
         ({"kv_cache_fraction": 1.5}, "kv_cache_fraction is 1.5: Input should be less than"),
-        (
-            {"kv_cache_fraction": 0.0, "kv_cache_tokens": 0},
-            "kv_cache_fraction is 0 and neither kv_cache_tokens nor kv_cache_bytes is given",
-        ),
     ],
 )
 def test_worker_configuration_errors(overrides, message):
