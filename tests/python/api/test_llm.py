@@ -209,13 +209,9 @@ def test_wrong_requests_name_the_field(demo: LLM) -> None:
         demo.generate([999999])
     with pytest.raises(RequestError, match="tempreture: Extra inputs are not permitted"):
         SamplingParams(tempreture=1.0)
-    with pytest.raises(
-        RequestError, match="max_new_tokens: 10000000000 is not an integer in"
-    ):
+    with pytest.raises(RequestError, match="max_new_tokens: 10000000000 is not an integer in"):
         demo.generate("x", SamplingParams(max_tokens=10**10))
-    with pytest.raises(
-        RequestError, match=r"seed: -1 is not an integer in \[0, 184"
-    ):
+    with pytest.raises(RequestError, match=r"seed: -1 is not an integer in \[0, 184"):
         demo.generate("x", SamplingParams(seed=-1))
     assert demo.metrics()["running"] == 0
 
