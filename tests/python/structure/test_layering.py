@@ -30,6 +30,7 @@ PYTHON_LAYERS = {
     "tokenization": set(),
     "tokenizer": {"tokenization", "link"},
     "layers": set(),
+    "quantization": set(),
     "attention": {"layers"},
     "models": {"layers", "attention"},
     "sampling": set(),

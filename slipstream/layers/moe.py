@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The mixture-of-experts block: a router, its experts, and experts that every token shares."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
+from slipstream.layers.mlp import GatedMlp
+from slipstream.layers.router import Router, RouterSpec
+
+
+class MoeBlock(nn.Module):
+    """``experts(x) + shared(x)``, the shared part multiplied by ``sigmoid(shared_gate(x))`` if gated.
+
+    ``shared_size`` is the width of the shared experts together; 0 for none.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        router: RouterSpec,
+        experts: ExpertsSpec,
+        dtype: torch.dtype,
+        *,
+        shared_size: int = 0,
+        shared_gate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.router = Router(router, hidden, dtype)
+        self.experts = Experts(experts, hidden, dtype)
+        self.shared = GatedMlp(hidden, shared_size, False, dtype) if shared_size else None
+        self.shared_gate = nn.Linear(hidden, 1, bias=False, dtype=dtype) if shared_gate else None
+        self._load: torch.Tensor | None = None
+
+    def count_into(self, load: torch.Tensor) -> None:
+        """From now on adds each step's tokens per expert to ``load``, int64 ``[num_experts]``."""
+        self._load = load
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[tokens, hidden]``."""
+        chosen, weights = self.router(x)
+        dispatch = Dispatch.of(chosen, self.experts.spec.num_experts)
+        if self._load is not None:
+            self._load += dispatch.counts
+        out: torch.Tensor = self.experts(x, dispatch, weights)
+        if self.shared is None:
+            return out
+        shared = self.shared(x)
+        if self.shared_gate is not None:
+            shared *= self.shared_gate(x).sigmoid_()
+        return out.add_(shared)
+
+
+class ExpertLoad:
+    """Tokens that each expert has computed since the start, by layer.
+
+    Counts stay on the device: a step adds to them without waiting, a reading copies them.
+    """
+
+    def __init__(self, blocks: dict[int, MoeBlock], device: torch.device) -> None:
+        """blocks: the model's MoE blocks by layer number, all with as many experts."""
+        self.layers = tuple(blocks)
+        experts = max((block.experts.spec.num_experts for block in blocks.values()), default=0)
+        self._counts = torch.zeros((len(blocks), experts), dtype=torch.int64, device=device)
+        for row, block in zip(self._counts, blocks.values(), strict=True):
+            block.count_into(row)
+
+    def counts(self) -> torch.Tensor:
+        """int64 ``[MoE layers, experts]`` on the CPU, rows in the order of ``layers``."""
+        return self._counts.cpu().clone()
+
+    def imbalance(self) -> list[float]:
+        """Per layer, the busiest expert's load over the mean load: 1 is even, the number of experts
+        is one expert doing everything. 1 for a layer that has computed nothing."""
+        counts = self.counts().double()
+        mean = counts.mean(-1)
+        return torch.where(mean > 0, counts.amax(-1) / mean, 1.0).tolist()
