@@ -13,7 +13,7 @@ from slipstream.layers.router import Router, RouterSpec
 
 
 class MoeBlock(nn.Module):
-    """``experts(x) + shared(x)``, the shared part multiplied by ``sigmoid(shared_gate(x))`` if gated.
+    """``experts(x) + shared(x)``; if gated, the shared part times ``sigmoid(shared_gate(x))``.
 
     ``shared_size`` is the width of the shared experts together; 0 for none.
     """
