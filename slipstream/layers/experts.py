@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class ExpertsSpec:
-    """Shape and activation of the experts of a layer.
+    """Width and activation of every expert of a layer.
 
     ``swiglu`` is ``silu(gate) * up``. ``clamped_swiglu`` (GPT-OSS) is
     ``gate * sigmoid(alpha * gate) * (up + 1)`` with gate at most ``limit`` and up within
@@ -26,7 +26,6 @@ class ExpertsSpec:
     instead of after it (Llama 4).
     """
 
-    num_experts: int
     intermediate_size: int
     activation: Literal["swiglu", "clamped_swiglu"] = "swiglu"
     alpha: float = 1.702
@@ -66,19 +65,22 @@ class Dispatch:
 
 
 class Experts(nn.Module):
-    """``num_experts`` gated blocks with their matrices stacked, gate rows before up rows."""
+    """Gated blocks with their matrices stacked, gate rows before up rows."""
 
-    def __init__(self, spec: ExpertsSpec, hidden: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ExpertsSpec, hidden_size: int, num_experts: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.spec = spec
-        count, inner = spec.num_experts, spec.intermediate_size
-        self.gate_up = nn.Parameter(torch.empty(count, 2 * inner, hidden, dtype=dtype))
-        self.down = nn.Parameter(torch.empty(count, hidden, inner, dtype=dtype))
-        self.gate_up_bias: nn.Parameter | None = None
-        self.down_bias: nn.Parameter | None = None
-        if spec.bias:
-            self.gate_up_bias = nn.Parameter(torch.empty(count, 2 * inner, dtype=dtype))
-            self.down_bias = nn.Parameter(torch.empty(count, hidden, dtype=dtype))
+        inner = spec.intermediate_size
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(num_experts, *shape, dtype=dtype))
+
+        self.gate_up = parameter(2 * inner, hidden_size)
+        self.down = parameter(hidden_size, inner)
+        self.gate_up_bias = parameter(2 * inner) if spec.bias else None
+        self.down_bias = parameter(hidden_size) if spec.bias else None
 
     def forward(self, x: torch.Tensor, dispatch: Dispatch, weights: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden]``; weights: ``[tokens, top_k]`` in the router's order. Returns the

@@ -4,35 +4,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
-from slipstream.layers.mlp import GatedMlp
+from slipstream.layers.mlp import GatedMlp, MlpSpec
 from slipstream.layers.router import Router, RouterSpec
 
 
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of experts. ``shared`` is the block that every token takes, all shared experts as
+    one; with ``shared_gate`` a token weighs it by a sigmoid of its own."""
+
+    router: RouterSpec
+    experts: ExpertsSpec
+    shared: MlpSpec | None = None
+    shared_gate: bool = False
+
+
 class MoeBlock(nn.Module):
-    """``experts(x) + shared(x)``; if gated, the shared part times ``sigmoid(shared_gate(x))``.
+    """``experts(x) + shared(x)``; if gated, the shared part times ``sigmoid(shared_gate(x))``."""
 
-    ``shared_size`` is the width of the shared experts together; 0 for none.
-    """
-
-    def __init__(
-        self,
-        hidden: int,
-        router: RouterSpec,
-        experts: ExpertsSpec,
-        dtype: torch.dtype,
-        *,
-        shared_size: int = 0,
-        shared_gate: bool = False,
-    ) -> None:
+    def __init__(self, hidden_size: int, spec: MoeSpec, dtype: torch.dtype) -> None:
         super().__init__()
-        self.router = Router(router, hidden, dtype)
-        self.experts = Experts(experts, hidden, dtype)
-        self.shared = GatedMlp(hidden, shared_size, False, dtype) if shared_size else None
-        self.shared_gate = nn.Linear(hidden, 1, bias=False, dtype=dtype) if shared_gate else None
+        self.router = Router(spec.router, hidden_size, dtype)
+        self.experts = Experts(spec.experts, hidden_size, spec.router.num_experts, dtype)
+        self.shared = GatedMlp(hidden_size, spec.shared, dtype) if spec.shared else None
+        self.shared_gate = (
+            nn.Linear(hidden_size, 1, bias=False, dtype=dtype) if spec.shared_gate else None
+        )
         self._load: torch.Tensor | None = None
 
     def count_into(self, load: torch.Tensor) -> None:
@@ -42,7 +46,7 @@ class MoeBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden]``."""
         chosen, weights = self.router(x)
-        dispatch = Dispatch.of(chosen, self.experts.spec.num_experts)
+        dispatch = Dispatch.of(chosen, self.router.spec.num_experts)
         if self._load is not None:
             self._load += dispatch.counts
         out: torch.Tensor = self.experts(x, dispatch, weights)
@@ -60,10 +64,10 @@ class ExpertLoad:
     Counts stay on the device: a step adds to them without waiting, a reading copies them.
     """
 
-    def __init__(self, blocks: dict[int, MoeBlock], device: torch.device) -> None:
+    def __init__(self, blocks: Mapping[int, MoeBlock], device: torch.device) -> None:
         """blocks: the model's MoE blocks by layer number, all with as many experts."""
         self.layers = tuple(blocks)
-        experts = max((block.experts.spec.num_experts for block in blocks.values()), default=0)
+        experts = max((block.router.spec.num_experts for block in blocks.values()), default=0)
         self._counts = torch.zeros((len(blocks), experts), dtype=torch.int64, device=device)
         for row, block in zip(self._counts, blocks.values(), strict=True):
             block.count_into(row)

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from slipstream.models.config_reader import CheckpointError, ConfigReader
-from slipstream.models.registry import Family, family_of
+from slipstream.models.family import Family
+from slipstream.models.registry import family_of
 from slipstream.models.spec import ArchSpec
 
 _INDEX = "model.safetensors.index.json"
@@ -93,6 +94,9 @@ class TensorFiles:
         ]
         if problems:
             raise CheckpointError("checkpoint has " + "; ".join(problems))
+
+    def has(self, name: str) -> bool:
+        return name in self._where
 
     def read(self, name: str) -> torch.Tensor:
         """A view of the memory map, valid as long as the tensor lives."""

@@ -24,6 +24,11 @@ class ConfigReader:
         self._values = values
         self._where = where
 
+    def with_defaults(self, **defaults: Any) -> ConfigReader:
+        """The same object with values for fields that are absent."""
+        present = {name: value for name, value in self._values.items() if value is not None}
+        return ConfigReader({**defaults, **present}, self._where)
+
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
 
@@ -52,6 +57,24 @@ class ConfigReader:
         if not 0.0 < value < float("inf"):
             raise self.invalid(name, "a finite number above 0")
         return value
+
+    def positive_floats(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers above 0. Raises CheckpointError, also if it is missing."""
+        values = self._values.get(name)
+        if not isinstance(values, list) or not all(
+            isinstance(value, (int, float)) and 0.0 < value < float("inf") for value in values
+        ):
+            raise self.invalid(name, "a list of finite numbers above 0")
+        return tuple(map(float, values))
+
+    def strings(self, name: str, allowed: tuple[str, ...]) -> list[str] | None:
+        """A list of ``allowed`` words, None when absent."""
+        values = self._values.get(name)
+        if values is None:
+            return None
+        if not isinstance(values, list) or not set(values) <= set(allowed):
+            raise self.invalid(name, "a list of " + " and ".join(map(repr, allowed)))
+        return list(values)
 
     def token_ids(self, name: str) -> tuple[int, ...]:
         """A token id or a list of them; empty when absent."""

@@ -4,38 +4,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from slipstream.models.config_reader import CheckpointError
+from slipstream.models.families import llama
+from slipstream.models.family import Family
 
-from slipstream.models import llama
-from slipstream.models.config_reader import CheckpointError, ConfigReader
-from slipstream.models.spec import ArchSpec, WeightRule
+FAMILIES: tuple[Family, ...] = (llama.FAMILY,)
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A model family: how to read its configuration and what its tensors are called.
-
-    ``ignored_tensors`` are name endings of checkpoint tensors that carry no weights.
-    """
-
-    arch_spec: Callable[[ConfigReader, str], ArchSpec]
-    weight_rules: Callable[[ArchSpec], list[WeightRule]]
-    ignored_tensors: tuple[str, ...] = ()
-
-
-_LLAMA = Family(llama.arch_spec, llama.weight_rules, llama.IGNORED_TENSORS)
-
-FAMILIES: dict[str, Family] = dict.fromkeys(llama.ARCHITECTURES, _LLAMA)
+_BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 
 
 def family_of(architectures: list[str]) -> tuple[str, Family]:
     """The first listed architecture that is supported. Raises CheckpointError if none is."""
     for name in architectures:
-        if name in FAMILIES:
-            return name, FAMILIES[name]
+        if name in _BY_ARCHITECTURE:
+            return name, _BY_ARCHITECTURE[name]
     listed = ", ".join(architectures) or "none"
     raise CheckpointError(
         f"config.json: architectures: {listed} is not supported; supported: "
-        f"{', '.join(sorted(FAMILIES))}"
+        f"{', '.join(sorted(_BY_ARCHITECTURE))}"
     )

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
-from slipstream.layers.moe import ExpertLoad, MoeBlock
+from slipstream.layers.mlp import MlpSpec
+from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.router import RouterSpec, choose
 
 LOGITS = [0.0, math.log(4.0), math.log(2.0), math.log(3.0)]  # softmax: 0.1, 0.4, 0.2, 0.3
@@ -86,18 +88,19 @@ def one_expert(experts: Experts, index: int, x: torch.Tensor) -> torch.Tensor:
 
 
 SPECS = {
-    "swiglu": ExpertsSpec(6, 10),
-    "odd_width": ExpertsSpec(6, 7),
-    "clamped": ExpertsSpec(6, 10, "clamped_swiglu", alpha=1.7, limit=0.6, bias=True),
-    "biased_swiglu": ExpertsSpec(6, 10, bias=True),
-    "weigh_input": ExpertsSpec(6, 10, weigh_input=True),
+    "swiglu": ExpertsSpec(10),
+    "odd_width": ExpertsSpec(7),
+    "clamped": ExpertsSpec(10, "clamped_swiglu", alpha=1.7, limit=0.6, bias=True),
+    "biased_swiglu": ExpertsSpec(10, bias=True),
+    "weigh_input": ExpertsSpec(10, weigh_input=True),
 }
+SPEC = MoeSpec(RouterSpec(6, 2), SPECS["swiglu"])
 
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("tokens", [1, 2, 40])
 def test_experts_sum_what_each_expert_gives(name, tokens):
-    experts = filled(Experts(SPECS[name], 12, torch.float32), seed=1)
+    experts = filled(Experts(SPECS[name], 12, 6, torch.float32), seed=1)
     generator = torch.Generator().manual_seed(tokens)
     x = torch.randn(tokens, 12, generator=generator)
     chosen = torch.rand(tokens, 6, generator=generator).topk(3).indices
@@ -114,7 +117,7 @@ def test_experts_sum_what_each_expert_gives(name, tokens):
 
 
 def test_experts_that_no_token_chose_are_not_read():
-    experts = filled(Experts(ExpertsSpec(4, 10), 12, torch.float32), seed=2)
+    experts = filled(Experts(ExpertsSpec(10), 12, 4, torch.float32), seed=2)
     for unused in (0, 2):
         experts.gate_up[unused] = float("nan")
         experts.down[unused] = float("nan")
@@ -124,7 +127,7 @@ def test_experts_that_no_token_chose_are_not_read():
 
 
 def test_a_token_is_the_same_alone_and_in_a_batch():
-    block = filled(MoeBlock(12, RouterSpec(6, 2), SPECS["swiglu"], torch.float32), seed=3)
+    block = filled(MoeBlock(12, SPEC, torch.float32), seed=3)
     x = torch.randn(30, 12, generator=torch.Generator().manual_seed(4))
     together = block(x)
     alone = torch.cat([block(row[None]) for row in x])
@@ -134,9 +137,7 @@ def test_a_token_is_the_same_alone_and_in_a_batch():
 @pytest.mark.parametrize("gated", [False, True])
 def test_shared_experts_add_to_the_chosen_ones(gated):
     block = filled(
-        MoeBlock(
-            12, RouterSpec(6, 2), SPECS["swiglu"], torch.float32, shared_size=9, shared_gate=gated
-        ),
+        MoeBlock(12, replace(SPEC, shared=MlpSpec(9), shared_gate=gated), torch.float32),
         seed=5,
     )
     x = torch.randn(7, 12, generator=torch.Generator().manual_seed(6))
@@ -150,11 +151,7 @@ def test_shared_experts_add_to_the_chosen_ones(gated):
 
 
 def test_load_counts_every_token_of_every_layer():
-    router = RouterSpec(6, 2)
-    blocks = {
-        layer: filled(MoeBlock(12, router, SPECS["swiglu"], torch.float32), seed=layer)
-        for layer in (1, 3)
-    }
+    blocks = {layer: filled(MoeBlock(12, SPEC, torch.float32), seed=layer) for layer in (1, 3)}
     load = ExpertLoad(blocks, torch.device("cpu"))
     assert load.layers == (1, 3)
     assert load.imbalance() == [1.0, 1.0]

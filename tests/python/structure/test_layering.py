@@ -32,7 +32,7 @@ PYTHON_LAYERS = {
     "layers": set(),
     "quantization": set(),
     "attention": {"layers"},
-    "models": {"layers", "attention"},
+    "models": {"layers", "attention", "quantization"},
     "sampling": set(),
     "worker": {"models", "layers", "attention", "sampling", "tokenization", "link"},
     "config": {"errors"},
