@@ -60,15 +60,18 @@ class Checkpoint:
         self.spec: ArchSpec = _with_generation_ends(self.family.arch_spec(config, name), path)
 
     def tensors(self) -> TensorFiles:
-        return TensorFiles(self.path, self.family)
+        return TensorFiles(self.path, self.family, self.spec.num_layers)
 
 
 class TensorFiles:
     """The safetensors files of a checkpoint, opened as memory maps."""
 
-    def __init__(self, path: Path, family: Family) -> None:
+    def __init__(self, path: Path, family: Family, num_layers: int) -> None:
         files = _files_of(path)
         self._ignored = family.ignored_tensors
+        self._ignored_parts = tuple(
+            part.format(num_layers=num_layers) for part in family.ignored_parts
+        )
         self._where: dict[str, Any] = {}
         for file in files:
             try:
@@ -83,7 +86,11 @@ class TensorFiles:
         ``optional`` tensors may be there without being read.
         """
         wanted = set(expected)
-        found = {name for name in self._where if not name.endswith(self._ignored)}
+        found = {
+            name
+            for name in self._where
+            if not name.endswith(self._ignored) and not name.startswith(self._ignored_parts)
+        }
         problems = [
             f"{what} tensors: {_shorten(names)}"
             for what, names in (

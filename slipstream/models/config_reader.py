@@ -29,6 +29,10 @@ class ConfigReader:
         present = {name: value for name, value in self._values.items() if value is not None}
         return ConfigReader({**defaults, **present}, self._where)
 
+    def without(self, *names: str) -> ConfigReader:
+        """The same object less fields that its reader has dealt with."""
+        return ConfigReader({k: v for k, v in self._values.items() if k not in names}, self._where)
+
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
 
@@ -66,6 +70,15 @@ class ConfigReader:
         ):
             raise self.invalid(name, "a list of finite numbers above 0")
         return tuple(map(float, values))
+
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        """A list of integers, None when absent."""
+        values = self._values.get(name)
+        if values is not None and not isinstance(values, list):
+            raise self.invalid(name, "a list of integers")
+        if any(not isinstance(value, int) for value in values or ()):
+            raise self.invalid(name, "a list of integers")
+        return None if values is None else tuple(map(int, values))
 
     def strings(self, name: str, allowed: tuple[str, ...]) -> list[str] | None:
         """A list of ``allowed`` words, None when absent."""

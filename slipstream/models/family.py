@@ -18,7 +18,8 @@ class Family:
 
     ``arch_spec`` maps config.json and the architecture's name to an ArchSpec, and raises
     CheckpointError naming the field that is missing, of the wrong type or not supported.
-    ``ignored_tensors`` are name endings of checkpoint tensors that carry no weights.
+    ``ignored_tensors`` are name endings of checkpoint tensors that carry no weights, and
+    ``ignored_parts`` beginnings of names of parts that are not served, ``{num_layers}`` filled in.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Family:
     arch_spec: Callable[[ConfigReader, str], ArchSpec]
     weights: WeightTable
     ignored_tensors: tuple[str, ...] = ()
+    ignored_parts: tuple[str, ...] = ()

@@ -5,10 +5,19 @@
 from __future__ import annotations
 
 from slipstream.models.config_reader import CheckpointError
-from slipstream.models.families import llama
+from slipstream.models.families import deepseek, gpt_oss, llama, llama4, mixtral, qwen_moe
 from slipstream.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    llama4.FAMILY,
+    mixtral.FAMILY,
+    qwen_moe.QWEN2_MOE,
+    qwen_moe.QWEN3_MOE,
+    gpt_oss.FAMILY,
+    deepseek.DEEPSEEK_V2,
+    deepseek.DEEPSEEK_V3,
+)
 
 _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 

@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Mixtral: Mistral with experts."""
+
+from __future__ import annotations
+
+from slipstream.attention.interface import Mask
+from slipstream.layers.experts import ExpertsSpec
+from slipstream.layers.moe import MoeSpec
+from slipstream.layers.router import RouterSpec
+from slipstream.models.config_reader import ConfigReader
+from slipstream.models.families import llama
+from slipstream.models.families.common import read_spec, rms_norm, with_masks
+from slipstream.models.families.moe import expert_weights, read_experts, with_moe
+from slipstream.models.family import Family
+from slipstream.models.spec import ArchSpec
+
+
+def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
+    spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5))
+    if config.has("sliding_window"):
+        window = Mask("sliding", config.positive("sliding_window"))
+        spec = with_masks(spec, [window] * spec.num_layers)
+    count, top_k = read_experts(config, "num_local_experts")
+    experts = ExpertsSpec(config.positive("intermediate_size"))
+    return with_moe(spec, MoeSpec(RouterSpec(count, top_k, renormalise=True), experts))
+
+
+FAMILY = Family(
+    "Mixtral",
+    ("MixtralForCausalLM",),
+    arch_spec,
+    {**llama.WEIGHTS, **expert_weights("block_sparse_moe", gate="w1", up="w3", down="w2")},
+)
