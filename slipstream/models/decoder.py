@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from slipstream.attention.interface import AttentionPlan
 from slipstream.layers.mlp import GatedMlp, MlpSpec, PlainMlp
-from slipstream.layers.moe import MoeBlock, MoeSpec
+from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.norm import Norm
 from slipstream.layers.rotary import RopeSpec, RotaryEmbedding
 from slipstream.models.attention import GroupedQueryAttention, LayerInputs
@@ -98,6 +98,13 @@ class Decoder(nn.Module):
     @property
     def weight_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.parameters())
+
+    def expert_load(self) -> ExpertLoad | None:
+        """Counts from now on what each expert computes; None for a model without experts."""
+        blocks = {
+            i: layer.mlp for i, layer in enumerate(self.layers) if isinstance(layer.mlp, MoeBlock)
+        }
+        return ExpertLoad(blocks, self.device) if blocks else None
 
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionPlan
