@@ -11,6 +11,7 @@ from slipstream.models.family import Family
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
     llama4.FAMILY,
+    llama4.WITH_VISION,
     mixtral.FAMILY,
     qwen_moe.QWEN2_MOE,
     qwen_moe.QWEN3_MOE,

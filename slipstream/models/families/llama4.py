@@ -18,7 +18,7 @@ from slipstream.models.families.common import read_spec, rms_norm
 from slipstream.models.families.moe import read_experts, shared_weights, with_moe
 from slipstream.models.family import Family
 from slipstream.models.spec import ArchSpec, LayerSpec, QkNormSpec, TemperatureSpec
-from slipstream.models.weights import WeightRule, WeightTable, stack
+from slipstream.models.weights import WeightRule, WeightTable, prefixed, stack
 
 _FROM = "model.layers.{layer}.feed_forward."
 _TO = "layers.{layer}.mlp."
@@ -97,4 +97,19 @@ WEIGHTS: WeightTable = {
     _TO + "experts.down": _experts("down_proj"),
 }
 
-FAMILY = Family("Llama 4", ("Llama4ForCausalLM",), arch_spec, WEIGHTS)
+
+def text_part(config: ConfigReader, architecture: str) -> ArchSpec:
+    """The language model of a checkpoint that sees as well."""
+    config.only("quantization_config")
+    dtype = config.get("dtype" if config.has("dtype") else "torch_dtype", str, "float32")
+    return arch_spec(config.child("text_config").with_defaults(dtype=dtype), architecture)
+
+
+FAMILY = Family("Llama 4 (text)", ("Llama4ForCausalLM",), arch_spec, WEIGHTS)
+WITH_VISION = Family(
+    "Llama 4 (text)",
+    ("Llama4ForConditionalGeneration",),
+    text_part,
+    prefixed("language_model.", WEIGHTS),
+    ignored_parts=("vision_model.", "multi_modal_projector."),
+)
