@@ -73,19 +73,22 @@ class TensorFiles:
             part.format(num_layers=num_layers) for part in family.ignored_parts
         )
         self._where: dict[str, Any] = {}
+        self._prefix = ""
         for file in files:
             try:
                 handle = safe_open(file, framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{file}: {error}") from error
             self._where.update(dict.fromkeys(handle.keys(), handle))
+        if not any(name.startswith(family.prefix) for name in self._where):
+            self._prefix = family.prefix
 
     def check_names(self, expected: Iterable[str], optional: Iterable[str] = ()) -> None:
         """Raises CheckpointError naming the tensors that are missing or not expected.
 
         ``optional`` tensors may be there without being read.
         """
-        wanted = set(expected)
+        wanted = {self._stored(name) for name in expected}
         found = {
             name
             for name in self._where
@@ -103,12 +106,15 @@ class TensorFiles:
             raise CheckpointError("checkpoint has " + "; ".join(problems))
 
     def has(self, name: str) -> bool:
-        return name in self._where
+        return self._stored(name) in self._where
 
     def read(self, name: str) -> torch.Tensor:
         """A view of the memory map, valid as long as the tensor lives."""
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        tensor: torch.Tensor = self._where[self._stored(name)].get_tensor(self._stored(name))
         return tensor
+
+    def _stored(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
 
 
 def read_json(path: Path) -> dict[str, Any]:

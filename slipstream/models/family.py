@@ -20,6 +20,7 @@ class Family:
     CheckpointError naming the field that is missing, of the wrong type or not supported.
     ``ignored_tensors`` are name endings of checkpoint tensors that carry no weights, and
     ``ignored_parts`` beginnings of names of parts that are not served, ``{num_layers}`` filled in.
+    ``prefix``: some checkpoints leave it out of every name.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Family:
     weights: WeightTable
     ignored_tensors: tuple[str, ...] = ()
     ignored_parts: tuple[str, ...] = ()
+    prefix: str = ""

@@ -5,7 +5,27 @@
 from __future__ import annotations
 
 from slipstream.models.config_reader import CheckpointError
-from slipstream.models.families import deepseek, gpt_oss, llama, llama4, mixtral, qwen_moe
+from slipstream.models.families import (
+    cohere,
+    deepseek,
+    exaone,
+    gemma,
+    glm,
+    gpt2,
+    gpt_oss,
+    granite,
+    llama,
+    llama4,
+    mistral,
+    mixtral,
+    neox,
+    olmo,
+    phi,
+    qwen,
+    qwen_moe,
+    smollm,
+    starcoder,
+)
 from slipstream.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -18,6 +38,23 @@ FAMILIES: tuple[Family, ...] = (
     gpt_oss.FAMILY,
     deepseek.DEEPSEEK_V2,
     deepseek.DEEPSEEK_V3,
+    mistral.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    phi.FAMILY,
+    exaone.FAMILY,
+    olmo.FAMILY,
+    granite.FAMILY,
+    glm.GLM,
+    glm.FAMILY,
+    cohere.COHERE,
+    cohere.COHERE2,
+    starcoder.FAMILY,
+    smollm.FAMILY,
+    gpt2.FAMILY,
+    neox.FAMILY,
 )
 
 _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from slipstream.attention.interface import FULL, Mask, ScoreSpec
 from slipstream.layers.mlp import Activation, MlpSpec
 from slipstream.layers.norm import NormSpec
+from slipstream.layers.rotary import RopeStyle
 from slipstream.models.config_reader import ConfigReader
 from slipstream.models.families.rope import max_positions, read_rope
 from slipstream.models.spec import ArchSpec, AttentionSpec, LayerSpec
@@ -28,7 +30,13 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def read_spec(
-    config: ConfigReader, architecture: str, *, norm: NormSpec, partial_rope: bool = False
+    config: ConfigReader,
+    architecture: str,
+    *,
+    norm: NormSpec,
+    rope: bool = True,
+    partial_rope: bool = False,
+    rope_style: RopeStyle = "halves",
 ) -> ArchSpec:
     """A pre-norm decoder with gated MLPs and full attention, from the fields that families share.
 
@@ -40,7 +48,7 @@ def read_spec(
     bias = config.get("attention_bias", bool, False)
     attention = AttentionSpec(
         scores=ScoreSpec(head_dim**-0.5),
-        rope=read_rope(config, head_dim, partial=partial_rope),
+        rope=read_rope(config, head_dim, partial=partial_rope, style=rope_style) if rope else None,
         qkv_bias=bias,
         output_bias=bias,
     )
@@ -77,30 +85,62 @@ def read_activation(config: ConfigReader) -> Activation:
     return _ACTIVATIONS[name]
 
 
+def with_window(config: ConfigReader, spec: ArchSpec) -> ArchSpec:
+    """``sliding_window`` for every layer, if there is one."""
+    if not config.has("sliding_window"):
+        return spec
+    return with_masks(spec, [Mask("sliding", config.positive("sliding_window"))] * spec.num_layers)
+
+
 def with_masks(spec: ArchSpec, masks: list[Mask]) -> ArchSpec:
     """The same decoder with one mask a layer."""
+    return spec.map_layers(lambda index, layer: _with_scores(layer, mask=masks[index]))
 
-    def masked(index: int, layer: LayerSpec) -> LayerSpec:
-        scores = replace(layer.attention.scores, mask=masks[index])
-        return replace(layer, attention=replace(layer.attention, scores=scores))
 
-    return spec.map_layers(masked)
+def with_scores(spec: ArchSpec, **changes: Any) -> ArchSpec:
+    """The same decoder with fields of every layer's ScoreSpec changed."""
+    return spec.map_layers(lambda _, layer: _with_scores(layer, **changes))
+
+
+def with_mlp(spec: ArchSpec, **changes: Any) -> ArchSpec:
+    """The same decoder with fields of every layer's MlpSpec changed."""
+    return spec.map_layers(lambda _, layer: replace(layer, mlp=replace(layer.mlp, **changes)))
+
+
+def without_rope(spec: ArchSpec, is_bare: Callable[[int, LayerSpec], bool]) -> ArchSpec:
+    """The same decoder with some layers that know no positions."""
+    return spec.map_layers(
+        lambda index, layer: (
+            replace(layer, attention=replace(layer.attention, rope=None))
+            if is_bare(index, layer)
+            else layer
+        )
+    )
+
+
+def is_full(index: int, layer: LayerSpec) -> bool:
+    return layer.attention.scores.mask == FULL
 
 
 def read_masks(
     config: ConfigReader, num_layers: int, is_sliding: Callable[[int], bool]
 ) -> list[Mask]:
     """One mask a layer: from ``layer_types``, or ``is_sliding`` where the checkpoint has none."""
-    names = ("sliding_attention", "full_attention")
-    kinds = config.strings("layer_types", names)
+    sliding, full = "sliding_attention", "full_attention"
+    kinds = config.strings("layer_types", (sliding, full))
     if kinds is None:
-        kinds = [names[0] if is_sliding(index) else names[1] for index in range(num_layers)]
+        kinds = [sliding if is_sliding(index) else full for index in range(num_layers)]
     if len(kinds) != num_layers:
         raise config.invalid("layer_types", f"one entry for each of {num_layers} layers")
-    if names[0] not in kinds:
+    if sliding not in kinds:
         return [FULL] * num_layers
     window = Mask("sliding", config.positive("sliding_window"))
-    return [window if kind == names[0] else FULL for kind in kinds]
+    return [window if kind == sliding else FULL for kind in kinds]
+
+
+def _with_scores(layer: LayerSpec, **changes: Any) -> LayerSpec:
+    scores = replace(layer.attention.scores, **changes)
+    return replace(layer, attention=replace(layer.attention, scores=scores))
 
 
 def _read_heads(config: ConfigReader, hidden_size: int) -> tuple[int, int, int]:

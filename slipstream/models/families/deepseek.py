@@ -62,7 +62,7 @@ def _read(config: ConfigReader, architecture: str) -> ArchSpec:
     config.only("head_dim", mla.rope_dim)
     config.only("num_key_value_heads", config.positive("num_attention_heads"))
     config.only("moe_layer_freq", 1)
-    config = config.with_defaults(head_dim=mla.rope_dim)
+    config = config.with_values(head_dim=mla.rope_dim)
     spec = read_spec(config, architecture, norm=rms_norm(config))
     rope = spec.layers[0].attention.rope
     assert rope is not None

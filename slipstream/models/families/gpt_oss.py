@@ -31,11 +31,15 @@ _YARN = {
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config.child("quantization_config").only("quant_method", "mxfp4")
-    config = config.without("quantization_config").with_defaults(
-        attention_bias=True, sliding_window=128, rope_theta=150000.0
+    config = config.with_values(quantization_config=None).with_defaults(
+        attention_bias=True,
+        head_dim=64,
+        num_key_value_heads=8,
+        rope_theta=150000.0,
+        sliding_window=128,
     )
     if not config.has("rope_parameters") and not config.has("rope_scaling"):
-        config = config.with_defaults(rope_scaling=_YARN)
+        config = config.with_values(rope_scaling=_YARN)
     norm = NormSpec(config.positive_float("rms_norm_eps", 1e-5), float32_weight=True)
     spec = read_spec(config, architecture, norm=norm).with_attention(sinks=True)
     spec = with_masks(spec, read_masks(config, spec.num_layers, lambda index: index % 2 == 0))

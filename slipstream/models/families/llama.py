@@ -39,4 +39,4 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     return read_spec(config, architecture, norm=rms_norm(config))
 
 
-FAMILY = Family("Llama 1–3.3", ("LlamaForCausalLM",), arch_spec, WEIGHTS, IGNORED_TENSORS)
+FAMILY = Family("Llama 1 to 3.3", ("LlamaForCausalLM",), arch_spec, WEIGHTS, IGNORED_TENSORS)

@@ -26,7 +26,9 @@ _TO = "layers.{layer}.mlp."
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     norm = rms_norm(config, 1e-5)
-    config = config.with_defaults(rope_theta=500000.0)
+    config = config.with_defaults(
+        attention_chunk_size=8192, head_dim=128, num_key_value_heads=8, rope_theta=500000.0
+    )
     spec = read_spec(config, architecture, norm=norm)
     dense = MlpSpec(config.positive("intermediate_size_mlp", 16384))
     spec = _with_attention_kinds(
@@ -102,7 +104,8 @@ def text_part(config: ConfigReader, architecture: str) -> ArchSpec:
     """The language model of a checkpoint that sees as well."""
     config.only("quantization_config")
     dtype = config.get("dtype" if config.has("dtype") else "torch_dtype", str, "float32")
-    return arch_spec(config.child("text_config").with_defaults(dtype=dtype), architecture)
+    text = config.child("text_config")
+    return arch_spec(text if text.has("dtype") else text.with_values(dtype=dtype), architecture)
 
 
 FAMILY = Family("Llama 4 (text)", ("Llama4ForCausalLM",), arch_spec, WEIGHTS)

@@ -4,23 +4,21 @@
 
 from __future__ import annotations
 
-from slipstream.attention.interface import Mask
 from slipstream.layers.experts import ExpertsSpec
 from slipstream.layers.moe import MoeSpec
 from slipstream.layers.router import RouterSpec
 from slipstream.models.config_reader import ConfigReader
 from slipstream.models.families import llama
-from slipstream.models.families.common import read_spec, rms_norm, with_masks
+from slipstream.models.families.common import read_spec, rms_norm, with_window
 from slipstream.models.families.moe import expert_weights, read_experts, with_moe
 from slipstream.models.family import Family
 from slipstream.models.spec import ArchSpec
 
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
+    config = config.with_defaults(num_key_value_heads=8)
     spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5))
-    if config.has("sliding_window"):
-        window = Mask("sliding", config.positive("sliding_window"))
-        spec = with_masks(spec, [window] * spec.num_layers)
+    spec = with_window(config, spec)
     count, top_k = read_experts(config, "num_local_experts")
     experts = ExpertsSpec(config.positive("intermediate_size"))
     return with_moe(spec, MoeSpec(RouterSpec(count, top_k, renormalise=True), experts))

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-from slipstream.attention.interface import Mask
 from slipstream.layers.experts import ExpertsSpec
 from slipstream.layers.mlp import MlpSpec
 from slipstream.layers.moe import MoeSpec
 from slipstream.layers.router import RouterSpec
 from slipstream.models.config_reader import ConfigReader
 from slipstream.models.families import llama
-from slipstream.models.families.common import read_spec, rms_norm, with_masks
+from slipstream.models.families.common import read_spec, rms_norm, with_window
 from slipstream.models.families.moe import (
     expert_weights,
     read_experts,
@@ -27,6 +26,7 @@ _GATE = {"layers.{layer}.mlp.shared_gate": "model.layers.{layer}.mlp.shared_expe
 def qwen2_moe(config: ConfigReader, architecture: str) -> ArchSpec:
     config.only("use_sliding_window", False)
     config.only("layer_types", ["full_attention"] * config.positive("num_hidden_layers"))
+    config = config.with_defaults(num_key_value_heads=16)
     spec = read_spec(config, architecture, norm=rms_norm(config))
     spec = spec.with_attention(qkv_bias=config.get("qkv_bias", bool, True), output_bias=False)
     shared = MlpSpec(config.positive("shared_expert_intermediate_size"))
@@ -35,10 +35,10 @@ def qwen2_moe(config: ConfigReader, architecture: str) -> ArchSpec:
 
 def qwen3_moe(config: ConfigReader, architecture: str) -> ArchSpec:
     norm = rms_norm(config)
+    config = config.with_defaults(num_key_value_heads=4, sliding_window=4096)
     spec = read_spec(config, architecture, norm=norm).with_attention(qk_norm=QkNormSpec(norm))
-    if config.get("use_sliding_window", bool, False) and config.has("sliding_window"):
-        window = Mask("sliding", config.positive("sliding_window"))
-        spec = with_masks(spec, [window] * spec.num_layers)
+    if config.get("use_sliding_window", bool, False):
+        spec = with_window(config, spec)
     return _with_experts(config, spec, None)
 
 

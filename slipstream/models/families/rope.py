@@ -13,14 +13,19 @@ from slipstream.layers.rope_scaling import (
     RopeScaling,
     YarnScaling,
 )
-from slipstream.layers.rotary import RopeSpec
+from slipstream.layers.rotary import RopeSpec, RopeStyle
 from slipstream.models.config_reader import ConfigReader
 
 _KINDS = "'default', 'linear', 'llama3', 'yarn' or 'longrope'"
 
 
 def read_rope(
-    config: ConfigReader, head_dim: int, *, partial: bool = False, layer_type: str | None = None
+    config: ConfigReader,
+    head_dim: int,
+    *,
+    partial: bool = False,
+    style: RopeStyle = "halves",
+    layer_type: str | None = None,
 ) -> RopeSpec:
     """The rotation of layers, or of those of one ``layer_type`` where it differs by type.
 
@@ -37,7 +42,7 @@ def read_rope(
         raise factor_from.invalid(
             "partial_rotary_factor", f"a share of {head_dim} that is an even number"
         )
-    return RopeSpec(theta, dim, scaling=_read_scaling(config, rope, dim))
+    return RopeSpec(theta, dim, style, _read_scaling(config, rope, dim))
 
 
 def rope_fields(config: ConfigReader, layer_type: str | None = None) -> ConfigReader:
@@ -69,10 +74,10 @@ def _read_scaling(config: ConfigReader, rope: ConfigReader, dim: int) -> RopeSca
         return LinearScaling(rope.positive_float("factor"))
     if kind == "llama3":
         return _llama3(config, rope)
+    if kind in ("longrope", "su") or rope.has("short_factor"):  # early exports called it yarn
+        return _longrope(config, rope, dim)
     if kind == "yarn":
         return _yarn(config, rope)
-    if kind in ("longrope", "su"):
-        return _longrope(config, rope, dim)
     raise rope.invalid(name, _KINDS)
 
 
@@ -122,4 +127,4 @@ def _stretch(config: ConfigReader, original: int) -> float:
 
 def _original(config: ConfigReader, rope: ConfigReader, default: int) -> int:
     name = "original_max_position_embeddings"
-    return (rope if rope.has(name) else config).positive(name, default)
+    return (config if config.has(name) else rope).positive(name, default)
