@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from slipstream.models.config_reader import CheckpointError, ConfigReader
 from slipstream.models.family import Family
-from slipstream.models.registry import family_of
+from slipstream.models.registry import describe
 from slipstream.models.spec import ArchSpec
 
 _INDEX = "model.safetensors.index.json"
@@ -51,13 +51,8 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         """Reads config.json. Raises CheckpointError naming what is missing or unsupported."""
         self.path = path
-        values = read_json(path / "config.json")
-        config = ConfigReader(values)
-        architectures = values.get("architectures") or []
-        if not isinstance(architectures, list):
-            raise config.invalid("architectures", "a list of names")
-        name, self.family = family_of([str(entry) for entry in architectures])
-        self.spec: ArchSpec = _with_generation_ends(self.family.arch_spec(config, name), path)
+        spec, self.family = describe(read_json(path / "config.json"))
+        self.spec = _with_generation_ends(spec, path)
 
     def tensors(self) -> TensorFiles:
         return TensorFiles(self.path, self.family, self.spec.num_layers)

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from slipstream.models.config_reader import CheckpointError
+from collections.abc import Mapping
+from typing import Any
+
+from slipstream.models.config_reader import CheckpointError, ConfigReader
 from slipstream.models.families import (
     cohere,
     deepseek,
@@ -27,6 +30,7 @@ from slipstream.models.families import (
     starcoder,
 )
 from slipstream.models.family import Family
+from slipstream.models.spec import ArchSpec
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
@@ -58,6 +62,16 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
+
+
+def describe(values: Mapping[str, Any]) -> tuple[ArchSpec, Family]:
+    """What the object in a config.json says. Raises CheckpointError naming the field at fault."""
+    config = ConfigReader(values)
+    architectures = values.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise config.invalid("architectures", "a list of names")
+    name, family = family_of([str(entry) for entry in architectures])
+    return family.arch_spec(config, name), family
 
 
 def family_of(architectures: list[str]) -> tuple[str, Family]:

@@ -56,7 +56,7 @@ def read_checkpoint(model: str, revision: str = "") -> CheckpointFacts:
     """Reads config.json and the headers of the safetensors files of a directory or a hub id.
 
     Raises:
-        CheckpointError: a file is missing, damaged or lacks a key.
+        CheckpointError: a file is missing or damaged, or the model is not supported.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -129,27 +129,25 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _facts(model: str, config: dict[str, Any], parameters: int) -> CheckpointFacts:
-    text = config.get("text_config") or config
+    # The worker's own reading of config.json, so that a plan cannot disagree with it; torch, which
+    # comes with it, is loaded only by who plans.
+    from slipstream.models.registry import describe
+
     try:
-        heads = int(text["num_attention_heads"])
-        stored = str(text.get("dtype") or text.get("torch_dtype") or "float32")
-        if stored not in DTYPE_BYTES:
-            supported = ", ".join(DTYPE_BYTES)
-            raise CheckpointError(f"{model}: dtype is {stored!r}; supported: {supported}")
-        latent = bool(text.get("kv_lora_rank"))
-        if latent:
-            head_dim = int(text["kv_lora_rank"]) + int(text["qk_rope_head_dim"])
-        else:
-            head_dim = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
-        return CheckpointFacts(
-            name=model,
-            parameters=parameters,
-            stored_dtype=stored,
-            num_layers=int(text["num_hidden_layers"]),
-            num_kv_heads=1 if latent else int(text.get("num_key_value_heads") or heads),
-            head_dim=head_dim,
-            max_seq_len=int(text["max_position_embeddings"]),
-            latent=latent,
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{model}: config.json has no {error.args[0]}") from None
+        spec, _ = describe(config)
+    except ValueError as error:
+        raise CheckpointError(f"{model}: {error}") from None
+    stored = spec.dtype or "float32"
+    if stored not in DTYPE_BYTES:
+        supported = ", ".join(DTYPE_BYTES)
+        raise CheckpointError(f"{model}: dtype is {stored!r}; supported: {supported}")
+    return CheckpointFacts(
+        name=model,
+        parameters=parameters,
+        stored_dtype=stored,
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        max_seq_len=spec.max_positions,
+        latent=spec.latent_dim is not None,
+    )

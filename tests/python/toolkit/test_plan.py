@@ -121,7 +121,19 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
 
 
 def test_latent_attention_caches_one_vector_a_token(checkpoint: Path, configure: Configure) -> None:
-    latent = {"kv_lora_rank": 12, "qk_rope_head_dim": 4, "head_dim": 4}
+    latent = {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 12,
+        "moe_intermediate_size": 8,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 4,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+    }
     (checkpoint / "config.json").write_text(json.dumps(CONFIG | latent))
     plan = make_plan(configure(kv_cache_tokens=32), memory(1 << 20))
     assert plan.kv_bytes_per_token == 2 * (12 + 4) * 2
@@ -132,6 +144,22 @@ def test_packed_weights_count_as_what_they_become(checkpoint: Path) -> None:
     shapes = {**SHAPES, "w_blocks": [3, 5, 2, 16], "w_scales": [3, 5, 2]}
     write_safetensors(checkpoint / "model.safetensors", shapes, packed=("w_blocks", "w_scales"))
     assert read_checkpoint(str(checkpoint)).parameters == 1024 + 3 * 5 * 2 * 32
+
+
+def test_the_spec_says_what_the_memory_holds(checkpoint: Path) -> None:
+    """A head size that the family has and config.json leaves out; positions that yarn adds."""
+    config = {**CONFIG, "architectures": ["Qwen3ForCausalLM"]}
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    (checkpoint / "config.json").write_text(json.dumps({**config, "rope_scaling": scaling}))
+    facts = read_checkpoint(str(checkpoint))
+    assert (facts.head_dim, facts.max_seq_len) == (128, 512)
+    assert facts.kv_bytes_per_token("bfloat16") == 2 * 2 * 2 * 128 * 2
+
+
+def test_what_the_worker_refuses_is_not_planned(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "hidden_act": "mish"}))
+    with pytest.raises(CheckpointError, match="checkpoint: config.json: hidden_act is 'mish'"):
+        read_checkpoint(str(checkpoint))
 
 
 def test_demo_model_agrees_with_the_worker() -> None:
@@ -151,7 +179,7 @@ def test_demo_model_agrees_with_the_worker() -> None:
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json: No such file"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: "),
-        (lambda folder: (folder / "config.json").write_text("{}"), "no num_attention_heads"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "none is not supported"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors files"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"a" * 20), "not a safetensors"),
