@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The demo model with experts: trained by one formula, saved and served by others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import Qwen3MoeForCausalLM
+
+from slipstream.demo.mixture import EXPERTS, make_mixture
+from slipstream.models.checkpoint import Checkpoint
+from slipstream.models.loader import load_decoder
+
+MAX_WEIGHT_BYTES = 7_500_000
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen3MoeForCausalLM:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 2560, "num_hidden_layers": 6, "max_position_embeddings": 2048}
+    return make_mixture(**sizes, tie_word_embeddings=True)
+
+
+def gradients(model: Qwen3MoeForCausalLM, how: str) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(0, 2560, (2, 30), generator=torch.Generator().manual_seed(2))
+    model.set_experts_implementation(how)
+    model.zero_grad()
+    output = model(input_ids=tokens, output_router_logits=True, use_cache=False)
+    loss = output.logits.logsumexp(-1).mean() + output.aux_loss
+    loss.backward()
+    return {"loss": loss.detach()} | {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters()
+    }
+
+
+def test_training_through_all_experts_is_training_through_the_chosen(model):
+    ours, eager = gradients(model, "every_expert"), gradients(model, "eager")
+    assert ours.keys() == eager.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, eager[name], rtol=1e-3, atol=1e-6, msg=name)
+    assert any(gradient.abs().max() > 1e-4 for name, gradient in ours.items() if "gate.w" in name)
+
+
+def test_the_worker_reads_what_training_saves(model, tmp_path):
+    model.set_experts_implementation("every_expert")
+    saved = Qwen3MoeForCausalLM(model.config)
+    saved.load_state_dict(model.state_dict())
+    saved.to(torch.bfloat16).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    assert file.stat().st_size < MAX_WEIGHT_BYTES
+    decoder = load_decoder(Checkpoint(tmp_path), torch.bfloat16, torch.device("cpu"))
+    with safe_open(file, framework="pt") as tensors:
+        stored = tensors.get_tensor("model.layers.5.mlp.experts.7.up_proj.weight")
+    experts = decoder.layers[5].mlp.experts
+    assert experts.gate_up.shape == (EXPERTS, 160, 192)
+    assert torch.equal(experts.gate_up[7, 80:], stored)
