@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 EXPERTS = 8
 TOP_K = 2
-# How much an uneven load of experts adds to the loss.
-BALANCE = 0.01
 _TRAINING = "every_expert"
 
 
@@ -32,12 +31,35 @@ def make_mixture(**sizes: Any) -> Qwen3MoeForCausalLM:
         norm_topk_prob=True,
         num_attention_heads=4,
         num_key_value_heads=2,
-        router_aux_loss_coef=BALANCE,
         **{"head_dim": 64, **sizes},
     )
     model = Qwen3MoeForCausalLM(config)
     model.set_experts_implementation(_TRAINING)
+    for layer in model.model.layers:
+        layer.mlp.gate.__class__ = _WatchedRouter
     return model
+
+
+class _WatchedRouter(Qwen3MoeTopKRouter):
+    """Keeps how uneven the load of its last batch was.
+
+    transformers gets at router logits by hooks, which torch.compile does not take.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, scores, indices = super().forward(hidden)
+        chosen = torch.zeros_like(logits, dtype=torch.float32).scatter(1, indices, 1.0)
+        self.unevenness = (
+            EXPERTS / TOP_K * (chosen.mean(0) * logits.float().softmax(-1).mean(0)).sum()
+        )
+        return logits, scores, indices
+
+
+def unevenness(model: Qwen3MoeForCausalLM) -> torch.Tensor:
+    """How uneven the load of experts was in the last batch, as the mean over layers: from 1, even,
+    to `EXPERTS / TOP_K` (after Fedus et al., Switch Transformers, equation 4)."""
+    routers: list[Any] = [layer.mlp.gate for layer in model.model.layers]
+    return torch.stack([router.unevenness for router in routers]).mean()
 
 
 def every_expert(

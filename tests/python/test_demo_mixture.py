@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen3MoeForCausalLM
 
-from slipstream.demo.mixture import EXPERTS, make_mixture
+from slipstream.demo.mixture import EXPERTS, make_mixture, unevenness
 from slipstream.models.checkpoint import Checkpoint
 from slipstream.models.loader import load_decoder
 
@@ -27,8 +27,8 @@ def gradients(model: Qwen3MoeForCausalLM, how: str) -> dict[str, torch.Tensor]:
     tokens = torch.randint(0, 2560, (2, 30), generator=torch.Generator().manual_seed(2))
     model.set_experts_implementation(how)
     model.zero_grad()
-    output = model(input_ids=tokens, output_router_logits=True, use_cache=False)
-    loss = output.logits.logsumexp(-1).mean() + output.aux_loss
+    logits = model(input_ids=tokens, use_cache=False).logits
+    loss = logits.logsumexp(-1).mean() + unevenness(model)
     loss.backward()
     return {"loss": loss.detach()} | {
         name: parameter.grad.clone() for name, parameter in model.named_parameters()
@@ -41,6 +41,19 @@ def test_training_through_all_experts_is_training_through_the_chosen(model):
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, eager[name], rtol=1e-3, atol=1e-6, msg=name)
     assert any(gradient.abs().max() > 1e-4 for name, gradient in ours.items() if "gate.w" in name)
+
+
+def test_unevenness_is_1_for_an_even_load_and_4_for_two_of_8_experts(model):
+    router = model.model.layers[0].mlp.gate
+    weight = router.weight.detach().clone()
+    with torch.no_grad():
+        router.weight.copy_(torch.eye(EXPERTS, 192) * 1000)
+        pairs = torch.eye(EXPERTS, 192) + torch.eye(EXPERTS, 192).roll(1, dims=0) * 0.9
+        router(pairs)
+        assert router.unevenness.item() == pytest.approx(1.0)
+        router(pairs[:1].expand(5, -1))
+        assert router.unevenness.item() == pytest.approx(EXPERTS / 2)
+        router.weight.copy_(weight)
 
 
 def test_the_worker_reads_what_training_saves(model, tmp_path):
