@@ -35,7 +35,6 @@ from slipstream.models.spec import ArchSpec
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
     llama4.FAMILY,
-    llama4.WITH_VISION,
     mixtral.FAMILY,
     qwen_moe.QWEN2_MOE,
     qwen_moe.QWEN3_MOE,

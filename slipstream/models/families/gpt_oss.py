@@ -41,7 +41,7 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     if not config.has("rope_parameters") and not config.has("rope_scaling"):
         config = config.with_values(rope_scaling=_YARN)
     norm = NormSpec(config.positive_float("rms_norm_eps", 1e-5), float32_weight=True)
-    spec = read_spec(config, architecture, norm=norm).with_attention(sinks=True)
+    spec = read_spec(config, architecture, norm=norm, windows=True).with_attention(sinks=True)
     spec = with_masks(spec, read_masks(config, spec.num_layers, lambda index: index % 2 == 0))
     count, top_k = read_experts(config, "num_local_experts")
     router = RouterSpec(count, top_k, score_chosen=True, bias=True)

@@ -25,11 +25,12 @@ _TO = "layers.{layer}.mlp."
 
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
+    config = _text_part(config) if config.has("text_config") else config
     norm = rms_norm(config, 1e-5)
     config = config.with_defaults(
         attention_chunk_size=8192, head_dim=128, num_key_value_heads=8, rope_theta=500000.0
     )
-    spec = read_spec(config, architecture, norm=norm)
+    spec = read_spec(config, architecture, norm=norm, windows=True)
     dense = MlpSpec(config.positive("intermediate_size_mlp", 16384))
     spec = _with_attention_kinds(
         config, spec.map_layers(lambda _, layer: replace(layer, mlp=dense)), norm
@@ -46,6 +47,14 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     if sparse is None:
         sparse = tuple(range(step - 1, spec.num_layers, step))
     return with_moe(spec, moe, lambda index: index in sparse)
+
+
+def _text_part(config: ConfigReader) -> ConfigReader:
+    """The language model of a checkpoint that sees as well."""
+    config.only("quantization_config")
+    dtype = config.get("dtype" if config.has("dtype") else "torch_dtype", str, "float32")
+    text = config.child("text_config")
+    return text if text.has("dtype") else text.with_values(dtype=dtype)
 
 
 def _with_attention_kinds(config: ConfigReader, spec: ArchSpec, norm: NormSpec) -> ArchSpec:
@@ -100,19 +109,11 @@ WEIGHTS: WeightTable = {
 }
 
 
-def text_part(config: ConfigReader, architecture: str) -> ArchSpec:
-    """The language model of a checkpoint that sees as well."""
-    config.only("quantization_config")
-    dtype = config.get("dtype" if config.has("dtype") else "torch_dtype", str, "float32")
-    text = config.child("text_config")
-    return arch_spec(text if text.has("dtype") else text.with_values(dtype=dtype), architecture)
-
-
-FAMILY = Family("Llama 4 (text)", ("Llama4ForCausalLM",), arch_spec, WEIGHTS)
-WITH_VISION = Family(
+FAMILY = Family(
     "Llama 4 (text)",
-    ("Llama4ForConditionalGeneration",),
-    text_part,
+    ("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
+    arch_spec,
     prefixed("language_model.", WEIGHTS),
     ignored_parts=("vision_model.", "multi_modal_projector."),
+    prefix="language_model.",  # not there where nothing sees
 )

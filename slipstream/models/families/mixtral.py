@@ -17,7 +17,7 @@ from slipstream.models.spec import ArchSpec
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config = config.with_defaults(num_key_value_heads=8)
-    spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5))
+    spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5), windows=True)
     spec = with_window(config, spec)
     count, top_k = read_experts(config, "num_local_experts")
     experts = ExpertsSpec(config.positive("intermediate_size"))

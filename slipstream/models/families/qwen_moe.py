@@ -27,7 +27,7 @@ def qwen2_moe(config: ConfigReader, architecture: str) -> ArchSpec:
     config.only("use_sliding_window", False)
     config.only("layer_types", ["full_attention"] * config.positive("num_hidden_layers"))
     config = config.with_defaults(num_key_value_heads=16)
-    spec = read_spec(config, architecture, norm=rms_norm(config))
+    spec = read_spec(config, architecture, norm=rms_norm(config), windows=True)
     spec = spec.with_attention(qkv_bias=config.get("qkv_bias", bool, True), output_bias=False)
     shared = MlpSpec(config.positive("shared_expert_intermediate_size"))
     return _with_experts(config, spec, shared)
@@ -36,7 +36,9 @@ def qwen2_moe(config: ConfigReader, architecture: str) -> ArchSpec:
 def qwen3_moe(config: ConfigReader, architecture: str) -> ArchSpec:
     norm = rms_norm(config)
     config = config.with_defaults(num_key_value_heads=4, sliding_window=4096)
-    spec = read_spec(config, architecture, norm=norm).with_attention(qk_norm=QkNormSpec(norm))
+    spec = read_spec(config, architecture, norm=norm, windows=True).with_attention(
+        qk_norm=QkNormSpec(norm)
+    )
     if config.get("use_sliding_window", bool, False):
         spec = with_window(config, spec)
     return _with_experts(config, spec, None)

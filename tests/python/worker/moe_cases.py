@@ -54,8 +54,8 @@ MOE_CASES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     (
         "Mixtral",
         "mixtral",
-        "window on all layers, all experts",
-        {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": WINDOW},
+        "window on all layers",
+        {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": WINDOW},
     ),
     (
         "Qwen2-MoE",
@@ -126,7 +126,7 @@ MOE_CASES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         {
             **_GPT_OSS,
             "num_experts_per_tok": 1,
-            "swiglu_limit": 7.0,
+            "swiglu_limit": 2.0,
             "swiglu_alpha": 1.2,
             "attention_bias": False,
             "layer_types": ["full_attention", *["sliding_attention"] * 3],
