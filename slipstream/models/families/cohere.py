@@ -42,7 +42,7 @@ def _spec(config: ConfigReader, architecture: str, *, windows: bool) -> ArchSpec
     config.only("use_parallel_block", True)
     config.only("position_embedding_type", "rope_gptj")
     config.only("rotary_pct", 1, 1.0)
-    config = config.with_defaults(tie_word_embeddings=True)
+    config = config.with_defaults(tie_word_embeddings=True, max_position_embeddings=8192)
     norm = NormSpec(config.positive_float("layer_norm_eps", 1e-5), "layer")
     spec = read_spec(config, architecture, norm=norm, windows=windows, rope_style="interleaved")
     return replace(

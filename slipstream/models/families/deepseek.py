@@ -28,7 +28,30 @@ _FROM = "model.layers.{layer}."
 _TO = "layers.{layer}."
 
 
+# What transformers takes for fields that config.json leaves out.
+_BOTH = {
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+_V2 = {**_BOTH, "moe_intermediate_size": 1407, "n_routed_experts": 64, "n_shared_experts": 2}
+_V3 = {
+    **_BOTH,
+    "first_k_dense_replace": 3,
+    "max_position_embeddings": 4096,
+    "moe_intermediate_size": 2048,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "topk_group": 4,
+}
+
+
 def deepseek_v2(config: ConfigReader, architecture: str) -> ArchSpec:
+    config = config.with_defaults(**_V2)
     config.only("scoring_func", "softmax")
     config.only("norm_topk_prob", False)
     config.only("topk_method", "greedy", "group_limited_greedy")
@@ -38,6 +61,7 @@ def deepseek_v2(config: ConfigReader, architecture: str) -> ArchSpec:
 
 
 def deepseek_v3(config: ConfigReader, architecture: str) -> ArchSpec:
+    config = config.with_defaults(**_V3)
     config.only("scoring_func", "sigmoid")
     config.only("topk_method", "noaux_tc")
     spec = _read(config, architecture)

@@ -54,6 +54,7 @@ def _spec(config: ConfigReader, architecture: str, *, pattern: int, rope: bool =
         num_key_value_heads=4,
         hidden_act="gelu_pytorch_tanh",
         sliding_window=4096,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
     )
     norm = NormSpec(config.positive_float("rms_norm_eps", 1e-6), float32_weight=True)

@@ -34,7 +34,10 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config = config.with_values(quantization_config=None).with_defaults(
         attention_bias=True,
         head_dim=64,
+        max_position_embeddings=131072,
+        num_experts_per_tok=4,
         num_key_value_heads=8,
+        num_local_experts=128,
         rope_theta=150000.0,
         sliding_window=128,
     )

@@ -28,7 +28,13 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config = _text_part(config) if config.has("text_config") else config
     norm = rms_norm(config, 1e-5)
     config = config.with_defaults(
-        attention_chunk_size=8192, head_dim=128, num_key_value_heads=8, rope_theta=500000.0
+        attention_chunk_size=8192,
+        head_dim=128,
+        max_position_embeddings=131072,
+        num_experts_per_tok=1,
+        num_key_value_heads=8,
+        num_local_experts=16,
+        rope_theta=500000.0,
     )
     spec = read_spec(config, architecture, norm=norm, windows=True)
     dense = MlpSpec(config.positive("intermediate_size_mlp", 16384))

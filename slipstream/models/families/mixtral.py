@@ -16,7 +16,13 @@ from slipstream.models.spec import ArchSpec
 
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    config = config.with_defaults(num_key_value_heads=8)
+    config = config.with_defaults(
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        rope_theta=1e6,
+    )
     spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5), windows=True)
     spec = with_window(config, spec)
     count, top_k = read_experts(config, "num_local_experts")

@@ -23,10 +23,29 @@ from slipstream.models.spec import ArchSpec, QkNormSpec
 _GATE = {"layers.{layer}.mlp.shared_gate": "model.layers.{layer}.mlp.shared_expert_gate"}
 
 
+# What transformers takes for fields that config.json leaves out.
+_QWEN2 = {
+    "max_position_embeddings": 32768,
+    "moe_intermediate_size": 1408,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "num_key_value_heads": 16,
+    "shared_expert_intermediate_size": 5632,
+}
+_QWEN3 = {
+    "max_position_embeddings": 32768,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+}
+
+
 def qwen2_moe(config: ConfigReader, architecture: str) -> ArchSpec:
     config.only("use_sliding_window", False)
     config.only("layer_types", ["full_attention"] * config.positive("num_hidden_layers"))
-    config = config.with_defaults(num_key_value_heads=16)
+    config = config.with_defaults(**_QWEN2)
     spec = read_spec(config, architecture, norm=rms_norm(config), windows=True)
     spec = spec.with_attention(qkv_bias=config.get("qkv_bias", bool, True), output_bias=False)
     shared = MlpSpec(config.positive("shared_expert_intermediate_size"))
@@ -35,7 +54,7 @@ def qwen2_moe(config: ConfigReader, architecture: str) -> ArchSpec:
 
 def qwen3_moe(config: ConfigReader, architecture: str) -> ArchSpec:
     norm = rms_norm(config)
-    config = config.with_defaults(num_key_value_heads=4, sliding_window=4096)
+    config = config.with_defaults(**_QWEN3)
     spec = read_spec(config, architecture, norm=norm, windows=True).with_attention(
         qk_norm=QkNormSpec(norm)
     )
@@ -45,7 +64,7 @@ def qwen3_moe(config: ConfigReader, architecture: str) -> ArchSpec:
 
 
 def _with_experts(config: ConfigReader, spec: ArchSpec, shared: MlpSpec | None) -> ArchSpec:
-    count, top_k = read_experts(config, "num_experts", "num_local_experts")
+    count, top_k = read_experts(config, "num_local_experts", "num_experts")
     renormalise = config.get("norm_topk_prob", bool, False)
     experts = ExpertsSpec(config.positive("moe_intermediate_size"))
     router = RouterSpec(count, top_k, renormalise=renormalise)

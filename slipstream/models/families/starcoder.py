@@ -17,6 +17,7 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config = config.with_defaults(
         hidden_act="gelu_pytorch_tanh",
         num_key_value_heads=2,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
     config.only("norm_type", "layer_norm")

@@ -103,7 +103,7 @@ MOE_CASES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     (
         "Llama 4 (text)",
         "llama4_text",
-        "dense and sparse layers in turn, two experts, no QK norm, no temperature",
+        "dense and sparse layers in turn, two experts, llama3 rope, no QK norm, no temperature",
         {
             **_LLAMA4,
             "num_experts_per_tok": 2,
@@ -111,6 +111,14 @@ MOE_CASES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
             "no_rope_layers": [1, 0, 1, 0],
             "use_qk_norm": False,
             "attn_temperature_tuning": False,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 1.0,
+                "original_max_position_embeddings": 64,
+            },
         },
     ),
     (

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from family_cases import CASES
+from transformers import AutoConfig
 
 from slipstream.attention.interface import FULL, Mask
 from slipstream.layers.rope_scaling import LinearScaling, ListedScaling, YarnScaling
 from slipstream.models.config_reader import CheckpointError
-from slipstream.models.registry import describe
+from slipstream.models.registry import FAMILIES, describe
 from slipstream.models.spec import ArchSpec
 
 SIZES: dict[str, Any] = {
@@ -233,3 +236,30 @@ def test_old_names_of_longrope() -> None:
     new = spec_of("Phi3ForCausalLM", rope_scaling={**LONGROPE, "type": "longrope"})
     for name in ("su", "yarn"):
         assert spec_of("Phi3ForCausalLM", rope_scaling={**LONGROPE, "type": name}) == new
+
+
+MODEL_TYPES = {
+    architecture: case.model_type
+    for family in FAMILIES
+    for architecture in family.architectures
+    for case in CASES
+    if case.family == family.name
+}
+
+
+@pytest.mark.parametrize("architecture", MODEL_TYPES)
+def test_absent_fields_mean_what_transformers_says(architecture: str) -> None:
+    """A config.json of sizes alone, against one where transformers wrote every default."""
+    gpt2 = {"vocab_size": 100, "n_embd": 64, "n_layer": 8, "n_head": 4}
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    given = {name: SIZES[name] for name in (*sizes, "num_attention_heads")}
+    given = gpt2 if architecture.startswith("GPT2") else {**given, "num_key_value_heads": 4}
+    if architecture == "DeepseekV2ForCausalLM":  # transformers has no default for it
+        given["num_experts_per_tok"] = 6
+    written = AutoConfig.for_model(MODEL_TYPES[architecture], **given).to_dict()
+    full = describe({**written, "architectures": [architecture]})[0]
+    bare = describe({**given, "architectures": [architecture]})[0]
+    # Published files name their ids; transformers' defaults for them belong to no tokenizer.
+    assert replace(bare, end_ids=(), pad_id=-1, dtype=None) == replace(
+        full, end_ids=(), pad_id=-1, dtype=None
+    )
