@@ -26,7 +26,7 @@ from transformers import (
     Qwen2MoeConfig,
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-from worker_testing import Driver, load_runner, logits_of
+from worker_testing import Driver, PlanBuilder, load_runner, logits_of
 
 from slipstream.models.checkpoint import Checkpoint
 from slipstream.models.config_reader import CheckpointError
@@ -174,6 +174,21 @@ def test_layers_that_draft_are_left_out(saved) -> None:
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(CheckpointError, match="unexpected tensors: model.layers.20.eh_proj"):
         load_runner(path)
+
+
+def test_blocks_of_latents_are_copied_in_part(saved) -> None:
+    model, path = saved("deepseek_v2")
+    runner = load_runner(path)
+    first = np.random.default_rng(3).integers(3, VOCAB, 8).tolist()
+    runner.step(PlanBuilder(1).admit(0).seq(0, first, 0, [5, 6]).build())
+    # Shares block 5 and the first three positions of block 6, then goes on by itself.
+    second = first[:7] + np.random.default_rng(4).integers(3, VOCAB, 6).tolist()
+    plan = PlanBuilder(2).retire(0).admit(1).copy(6, 11, 3)
+    plan.seq(1, second[7:], 7, [5, 11, 12, 13], SeqFlag.CONTEXT_LOGITS)
+    ours = logits_of(runner.step(plan.build()), VOCAB)[0]
+    with torch.inference_mode():
+        theirs = model(input_ids=torch.tensor([second])).logits[0, 7:].numpy()
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3", "gpt_oss"])
