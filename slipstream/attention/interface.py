@@ -75,7 +75,8 @@ class AttentionPlan(Protocol):
 
         qkv: ``[tokens, heads + 2 * kv_heads, head_dim]``, queries, keys, values, positions already
         applied. sinks: ``[heads]``, a score that takes part in the softmax and has no value.
-        Returns ``[tokens, heads * head_dim]``. The KV of every sequence of the batch is
+        Returns ``[tokens, heads * head_dim]``. A latent cache takes keys and no values, and the
+        result is ``[tokens, heads * latent_dim]``. The KV of every sequence of the batch is
         stored before anything is read, so sequences may share blocks that the batch fills.
         """
         ...

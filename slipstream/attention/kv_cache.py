@@ -13,23 +13,38 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """Sizes of a paged cache; ``tokens_per_block`` positions in every block."""
+    """Sizes of a paged cache; ``tokens_per_block`` positions in every block.
+
+    ``latent_dim``: the cache holds keys alone, whose leading ``latent_dim`` entries are the values
+    too (multi-head latent attention). None: keys and values, both of ``head_dim``.
+    """
 
     num_layers: int
     num_kv_heads: int
     tokens_per_block: int
     head_dim: int
     dtype: torch.dtype
+    latent_dim: int | None = None
+
+    @property
+    def planes(self) -> int:
+        """What is stored of a token and head: a key, or a key and a value."""
+        return 1 if self.latent_dim is not None else 2
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim if self.latent_dim is None else self.latent_dim
 
     @property
     def bytes_per_block(self) -> int:
-        """Keys and values of one block over all layers."""
-        heads = self.num_layers * 2 * self.num_kv_heads
+        """All that is stored of one block over all layers."""
+        heads = self.num_layers * self.planes * self.num_kv_heads
         return heads * self.tokens_per_block * self.head_dim * self.dtype.itemsize
 
 
 class KvCache:
-    """``pool``: ``[layers, blocks, 2, kv_heads, tokens_per_block, head_dim]``, keys before values.
+    """``pool``: ``[layers, blocks, planes, kv_heads, tokens_per_block, head_dim]``, keys before
+    values.
 
     Heads come before positions: a block's keys of one head are contiguous, so that gathering a
     sequence's blocks gives ``[kv_heads, positions, head_dim]`` without a transposition.
@@ -42,7 +57,7 @@ class KvCache:
             (
                 shape.num_layers,
                 num_blocks,
-                2,
+                shape.planes,
                 shape.num_kv_heads,
                 shape.tokens_per_block,
                 shape.head_dim,

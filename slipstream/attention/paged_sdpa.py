@@ -29,7 +29,7 @@ class _DecodeGroup:
     """Sequences with one token each, padded to the same number of blocks."""
 
     rows: torch.Tensor | None  # [group] token rows; None = all tokens of the batch, in order
-    gather: torch.Tensor  # [2 * group * kv_heads * blocks] rows of (tokens_per_block * head_dim)
+    gather: torch.Tensor  # [planes * group * kv_heads * blocks] rows of block_rows
     mask: torch.Tensor | None  # [group, 1, 1, positions] additive; None = nothing to mask
     columns: slice  # gathered positions to read
 
@@ -38,7 +38,7 @@ class _DecodeGroup:
 class _Chunk:
     """Consecutive tokens of one sequence."""
 
-    gather: torch.Tensor  # [2 * kv_heads * blocks]
+    gather: torch.Tensor  # [planes * kv_heads * blocks]
     tiles: list[Tile]
 
 
@@ -131,14 +131,14 @@ class PagedSdpa:
         return _aligned(mask)
 
     def _gather(self, table: np.ndarray) -> torch.Tensor:
-        heads = self.cache.shape.num_kv_heads
-        key_or_value = np.arange(2)[:, None, None, None]
+        heads, planes = self.cache.shape.num_kv_heads, self.cache.shape.planes
+        plane = np.arange(planes)[:, None, None, None]
         head = np.arange(heads)[None, None, :, None]
-        rows = (table.astype(np.int64)[None, :, None, :] * 2 + key_or_value) * heads + head
+        rows = (table.astype(np.int64)[None, :, None, :] * planes + plane) * heads + head
         return self._tensor(rows.reshape(-1))
 
     def _write_rows(self, batch: BatchLayout) -> IntArray:
-        """Where each token's keys and values go: ``[tokens, 2 * kv_heads]`` rows of head_dim."""
+        """Where each token's keys and values go: ``[tokens, planes * kv_heads]`` position_rows."""
         shape = self.cache.shape
         sequence = np.repeat(np.arange(batch.num_tokens.size), batch.num_tokens)
         within = np.arange(sequence.size) - np.repeat(
@@ -146,7 +146,8 @@ class PagedSdpa:
         )
         positions = batch.first_position[sequence] + within
         blocks = batch.block_table[sequence, positions // shape.tokens_per_block].astype(np.int64)
-        heads = blocks[:, None] * (2 * shape.num_kv_heads) + np.arange(2 * shape.num_kv_heads)
+        stored = shape.planes * shape.num_kv_heads
+        heads = blocks[:, None] * stored + np.arange(stored)
         rows: IntArray = heads * shape.tokens_per_block
         rows += (positions % shape.tokens_per_block)[:, None]
         return rows
@@ -164,6 +165,7 @@ class PagedSdpaPlan:
         self._views = views
         shape = backend.cache.shape
         self._kv_heads, self._head_dim = shape.num_kv_heads, shape.head_dim
+        self._planes, self._value_dim = shape.planes, shape.value_dim
         self._queries_per_kv = backend.num_heads // shape.num_kv_heads
 
     def run(self, layer: int, qkv: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
@@ -174,7 +176,7 @@ class PagedSdpaPlan:
         view = self._views[self._backend.view_of_layer[layer]]
         if len(view.groups) == 1 and view.groups[0].rows is None:
             return self._decode(layer, view.groups[0], queries, sinks)
-        out = qkv.new_empty((qkv.shape[0], heads * self._head_dim))
+        out = qkv.new_empty((qkv.shape[0], heads * self._value_dim))
         for group in view.groups:
             assert group.rows is not None
             out[group.rows] = self._decode(layer, group, queries[group.rows], sinks)
@@ -190,8 +192,8 @@ class PagedSdpaPlan:
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         size = queries.shape[0]
-        pair = self._gathered(layer, group.gather, size)
-        keys, values = pair[0, :, :, group.columns], pair[1, :, :, group.columns]
+        keys, values = self._gathered(layer, group.gather, size)
+        keys, values = keys[:, :, group.columns], values[:, :, group.columns]
         if sinks is not None:
             sinks = sinks.view(self._kv_heads, self._queries_per_kv, 1)
         scores = self._backend.scores[layer]
@@ -211,8 +213,10 @@ class PagedSdpaPlan:
         plain = scores.soft_cap is None and sinks is None
         if sinks is not None:
             sinks = sinks.view(self._kv_heads, self._queries_per_kv, 1, 1)
-        pair = self._gathered(layer, chunk.gather, 1).transpose(1, 2)
-        pair = pair.expand(-1, -1, self._queries_per_kv, -1, -1)
+        keys, values = (
+            part.transpose(0, 1).expand(-1, self._queries_per_kv, -1, -1)
+            for part in self._gathered(layer, chunk.gather, 1)
+        )
         columns = view.template.shape[-1]
         for tile in chunk.tiles:
             seen = tile.end - tile.begin
@@ -220,8 +224,8 @@ class PagedSdpaPlan:
             mask = None if causal else view.template[TILE - tile.size :, columns - seen :]
             attended = attend(
                 queries[tile.row : tile.row + tile.size].permute(1, 2, 0, 3),
-                pair[0, :, :, tile.begin : tile.end],
-                pair[1, :, :, tile.begin : tile.end],
+                keys[:, :, tile.begin : tile.end],
+                values[:, :, tile.begin : tile.end],
                 scores,
                 mask=None if mask is None else _aligned(mask),
                 is_causal=causal,
@@ -229,10 +233,13 @@ class PagedSdpaPlan:
             )
             out[tile.row : tile.row + tile.size] = attended.permute(2, 0, 1, 3).flatten(1)
 
-    def _gathered(self, layer: int, rows: torch.Tensor, size: int) -> torch.Tensor:
-        """The layer's blocks as ``[2, size, kv_heads, positions, head_dim]``, keys first."""
+    def _gathered(
+        self, layer: int, rows: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's keys and values, each ``[size, kv_heads, positions, dim]``."""
         blocks = self._backend.block_rows[layer].index_select(0, rows)
-        return blocks.view(2, size, self._kv_heads, -1, self._head_dim)
+        planes = blocks.view(self._planes, size, self._kv_heads, -1, self._head_dim)
+        return planes[0], planes[-1, ..., : self._value_dim]
 
 
 def _aligned(mask: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
+    Qwen3MoeForCausalLM,
 )
 
 from slipstream.demo.corpus import ASSISTANT, BOS, EOS, SYSTEM, USER, documents, make_conversation
@@ -32,6 +34,7 @@ _BATCH = 50  # prompts decoded at once on a CPU; a GPU takes eight times as many
 _HISTORY_TOPICS = 40  # more than any history that fits; cut to the asked length
 
 Messages = list[dict[str, str]]
+CausalLm = LlamaForCausalLM | Qwen3MoeForCausalLM
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,13 @@ class Reply:
 
 
 def greedy_replies(
-    model: LlamaForCausalLM,
+    model: CausalLm,
     tokenizer: PreTrainedTokenizerBase,
     conversations: list[Messages],
     max_new_tokens: int = MAX_REPLY_TOKENS,
 ) -> list[Reply]:
     """The model's greedy reply to each conversation, in order."""
     replies = []
-    generator: Any = model  # how `generate` is typed differs between releases of transformers
     batch = _BATCH if model.device.type == "cpu" else 8 * _BATCH
     for start in range(0, len(conversations), batch):
         prompts = [
@@ -61,7 +63,7 @@ def greedy_replies(
             model.device
         )
         with torch.inference_mode():
-            output = generator.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
             replies.append(Reply(text, tokenizer.eos_token_id in ids))
@@ -83,7 +85,7 @@ def history(tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int) -> Messa
 
 
 def exact_match(
-    model: LlamaForCausalLM,
+    model: CausalLm,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
     count: int,
@@ -121,9 +123,7 @@ def make_labels(tokens: torch.Tensor, special_ids: Mapping[str, int]) -> torch.T
     return tokens.masked_fill(in_prompt | markers | (tokens == special_ids[PAD]), IGNORED)
 
 
-def perplexity(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: list[str]
-) -> float:
+def perplexity(model: CausalLm, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
     """Per predicted token of `texts` (special tokens included in them); prompts do not count."""
     vocab = tokenizer.get_vocab()
     special_ids = {name: vocab[name] for name in SPECIAL_TOKENS}
@@ -151,8 +151,8 @@ class Results:
 
 def measure(checkpoint: Path, device: torch.device, count: int) -> Results:
     """Measures the model in the folder `checkpoint` in float32 on `count` prompts per task."""
-    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    torch.nn.Module.to(model, device)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     rates = {
         task: (

@@ -1,37 +1,84 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a mixture of experts is."""
+"""The mixture-of-experts block: a router, its experts, and experts that every token shares."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from slipstream.layers.mlp import MlpSpec
+import torch
+from torch import nn
+
+from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
+from slipstream.layers.mlp import GatedMlp, MlpSpec
+from slipstream.layers.router import Router, RouterSpec
 
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
-    """A router, ``num_experts`` feed-forward blocks of which a token takes ``top_k``, and perhaps
-    one that every token takes.
+    """A mixture of experts. ``shared`` is the block that every token takes, all shared experts as
+    one; with ``shared_gate`` a token weighs it by a sigmoid of its own."""
 
-    ``router``: what turns router outputs into scores, and whether before or after the choice.
-    ``normalise``: the chosen scores are divided by their sum. ``scale_input``: scores multiply what
-    goes into an expert instead of what comes out. ``groups`` of experts compete first and
-    ``top_groups`` of them stay. ``correction_bias`` is added to scores for the choice alone.
+    router: RouterSpec
+    experts: ExpertsSpec
+    shared: MlpSpec | None = None
+    shared_gate: bool = False
+
+
+class MoeBlock(nn.Module):
+    """``experts(x) + shared(x)``; if gated, the shared part times ``sigmoid(shared_gate(x))``."""
+
+    def __init__(self, hidden_size: int, spec: MoeSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.router = Router(spec.router, hidden_size, dtype)
+        self.experts = Experts(spec.experts, hidden_size, spec.router.num_experts, dtype)
+        self.shared = GatedMlp(hidden_size, spec.shared, dtype) if spec.shared else None
+        self.shared_gate = (
+            nn.Linear(hidden_size, 1, bias=False, dtype=dtype) if spec.shared_gate else None
+        )
+        self._load: torch.Tensor | None = None
+
+    def count_into(self, load: torch.Tensor) -> None:
+        """From now on adds each step's tokens per expert to ``load``, int64 ``[num_experts]``."""
+        self._load = load
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[tokens, hidden]``."""
+        chosen, weights = self.router(x)
+        dispatch = Dispatch.of(chosen, self.router.spec.num_experts)
+        if self._load is not None:
+            self._load += dispatch.counts
+        out: torch.Tensor = self.experts(x, dispatch, weights)
+        if self.shared is None:
+            return out
+        shared = self.shared(x)
+        if self.shared_gate is not None:
+            shared *= self.shared_gate(x).sigmoid_()
+        return out.add_(shared)
+
+
+class ExpertLoad:
+    """Tokens that each expert has computed since the start, by layer.
+
+    Counts stay on the device: a step adds to them without waiting, a reading copies them.
     """
 
-    expert: MlpSpec
-    num_experts: int
-    top_k: int
-    router: Literal["softmax", "softmax_after_top_k", "sigmoid"] = "softmax"
-    normalise: bool = False
-    score_scale: float = 1.0
-    scale_input: bool = False
-    shared: MlpSpec | None = None
-    groups: int = 1
-    top_groups: int = 1
-    correction_bias: bool = False
-    router_bias: bool = False
-    interleaved_gate_up: bool = False
-    clamp: float | None = None
+    def __init__(self, blocks: Mapping[int, MoeBlock], device: torch.device) -> None:
+        """blocks: the model's MoE blocks by layer number, all with as many experts."""
+        self.layers = tuple(blocks)
+        experts = max((block.router.spec.num_experts for block in blocks.values()), default=0)
+        self._counts = torch.zeros((len(blocks), experts), dtype=torch.int64, device=device)
+        for row, block in zip(self._counts, blocks.values(), strict=True):
+            block.count_into(row)
+
+    def counts(self) -> torch.Tensor:
+        """int64 ``[MoE layers, experts]`` on the CPU, rows in the order of ``layers``."""
+        return self._counts.cpu().clone()
+
+    def imbalance(self) -> list[float]:
+        """Per layer, the busiest expert's load over the mean load: 1 is even, the number of experts
+        is one expert doing everything. 1 for a layer that has computed nothing."""
+        counts = self.counts().double()
+        mean = counts.mean(-1)
+        return torch.where(mean > 0, counts.amax(-1) / mean, 1.0).tolist()

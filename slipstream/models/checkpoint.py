@@ -55,15 +55,18 @@ class Checkpoint:
         self.spec = _with_generation_ends(spec, path)
 
     def tensors(self) -> TensorFiles:
-        return TensorFiles(self.path, self.family)
+        return TensorFiles(self.path, self.family, self.spec.num_layers)
 
 
 class TensorFiles:
     """The safetensors files of a checkpoint, opened as memory maps."""
 
-    def __init__(self, path: Path, family: Family) -> None:
+    def __init__(self, path: Path, family: Family, num_layers: int) -> None:
         files = _files_of(path)
         self._ignored = family.ignored_tensors
+        self._ignored_parts = tuple(
+            part.format(num_layers=num_layers) for part in family.ignored_parts
+        )
         self._where: dict[str, Any] = {}
         self._prefix = ""
         for file in files:
@@ -81,7 +84,11 @@ class TensorFiles:
         ``optional`` tensors may be there without being read.
         """
         wanted = {self._stored(name) for name in expected}
-        found = {name for name in self._where if not name.endswith(self._ignored)}
+        found = {
+            name
+            for name in self._where
+            if not name.endswith(self._ignored) and not name.startswith(self._ignored_parts)
+        }
         problems = [
             f"{what} tensors: {_shorten(names)}"
             for what, names in (

@@ -98,6 +98,15 @@ class ConfigReader:
             raise self.invalid(name, "a list of finite numbers above 0")
         return tuple(map(float, values))
 
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        """A list of integers, None when absent."""
+        values = self._value(name)
+        if values is None:
+            return None
+        if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+            raise self.invalid(name, "a list of integers")
+        return tuple(map(int, values))
+
     def strings(self, name: str, allowed: tuple[str, ...]) -> list[str] | None:
         """A list of ``allowed`` words, None when absent."""
         values = self._value(name)

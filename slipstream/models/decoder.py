@@ -10,24 +10,25 @@ from torch.nn import functional as F
 
 from slipstream.attention.interface import AttentionPlan
 from slipstream.layers.mlp import GatedMlp, MlpSpec, PlainMlp
-from slipstream.layers.moe import MoeSpec
+from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.norm import Norm
 from slipstream.layers.rotary import RopeSpec, RotaryEmbedding
 from slipstream.models.attention import GroupedQueryAttention, LayerInputs
+from slipstream.models.latent_attention import LatentAttention
 from slipstream.models.spec import ArchSpec, TemperatureSpec
 
 
 def make_attention(spec: ArchSpec, index: int, dtype: torch.dtype) -> nn.Module:
     """The attention of a layer: hidden ``[tokens, hidden_size]`` and LayerInputs to the same."""
     if spec.layers[index].attention.mla is not None:
-        raise NotImplementedError("multi-head latent attention")
+        return LatentAttention(spec, index, dtype)
     return GroupedQueryAttention(spec, index, dtype)
 
 
 def make_feed_forward(spec: MlpSpec | MoeSpec, hidden_size: int, dtype: torch.dtype) -> nn.Module:
     """The feed-forward block of a layer: ``[tokens, hidden_size]`` to the same."""
     if isinstance(spec, MoeSpec):
-        raise NotImplementedError("mixture of experts")
+        return MoeBlock(hidden_size, spec, dtype)
     return (GatedMlp if spec.gated else PlainMlp)(hidden_size, spec, dtype)
 
 
@@ -97,6 +98,13 @@ class Decoder(nn.Module):
     @property
     def weight_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.parameters())
+
+    def expert_load(self) -> ExpertLoad | None:
+        """Counts from now on what each expert computes; None for a model without experts."""
+        blocks = {
+            i: layer.mlp for i, layer in enumerate(self.layers) if isinstance(layer.mlp, MoeBlock)
+        }
+        return ExpertLoad(blocks, self.device) if blocks else None
 
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionPlan

@@ -18,8 +18,9 @@ class Family:
 
     ``arch_spec`` maps config.json and the architecture's name to an ArchSpec, and raises
     CheckpointError naming the field that is missing, of the wrong type or not supported.
-    ``ignored_tensors`` are name endings of checkpoint tensors that carry no weights. ``prefix``:
-    some checkpoints leave it out of every name.
+    ``ignored_tensors`` are name endings of checkpoint tensors that carry no weights, and
+    ``ignored_parts`` beginnings of names of parts that are not served, ``{num_layers}`` filled in.
+    ``prefix``: some checkpoints leave it out of every name.
     """
 
     name: str
@@ -27,4 +28,5 @@ class Family:
     arch_spec: Callable[[ConfigReader, str], ArchSpec]
     weights: WeightTable
     ignored_tensors: tuple[str, ...] = ()
+    ignored_parts: tuple[str, ...] = ()
     prefix: str = ""

@@ -10,17 +10,22 @@ from typing import Any
 from slipstream.models.config_reader import CheckpointError, ConfigReader
 from slipstream.models.families import (
     cohere,
+    deepseek,
     exaone,
     gemma,
     glm,
     gpt2,
+    gpt_oss,
     granite,
     llama,
+    llama4,
     mistral,
+    mixtral,
     neox,
     olmo,
     phi,
     qwen,
+    qwen_moe,
     smollm,
     starcoder,
 )
@@ -29,6 +34,13 @@ from slipstream.models.spec import ArchSpec
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
+    llama4.FAMILY,
+    mixtral.FAMILY,
+    qwen_moe.QWEN2_MOE,
+    qwen_moe.QWEN3_MOE,
+    gpt_oss.FAMILY,
+    deepseek.DEEPSEEK_V2,
+    deepseek.DEEPSEEK_V3,
     mistral.FAMILY,
     qwen.QWEN2,
     qwen.QWEN3,

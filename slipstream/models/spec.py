@@ -38,13 +38,24 @@ class TemperatureSpec:
 
 @dataclass(frozen=True, slots=True)
 class MlaSpec:
-    """Multi-head latent attention (DeepSeek V2): keys and values unfolded from a short vector."""
+    """Multi-head latent attention (DeepSeek V2): keys and values unfolded from a short vector.
+
+    A head's query has ``no_rope_dim`` entries without a position and then ``rope_dim`` with one;
+    its value has ``value_dim``. ``q_lora_rank`` None: queries come from one matrix. ``norm``
+    applies to the short vectors of queries and keys. The cache holds one vector a token for all
+    heads, so an ArchSpec with this has one KV head of :attr:`cached_dim` entries.
+    """
 
     q_lora_rank: int | None
     kv_lora_rank: int
     rope_dim: int
     no_rope_dim: int
     value_dim: int
+    norm: NormSpec
+
+    @property
+    def cached_dim(self) -> int:
+        return self.kv_lora_rank + self.rope_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,12 @@ class ArchSpec:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def latent_dim(self) -> int | None:
+        """Entries of a cached key that are its value as well; None if values are cached apart."""
+        mla = self.layers[0].attention.mla
+        return None if mla is None else mla.kv_lora_rank
 
     def map_layers(self, change: Callable[[int, LayerSpec], LayerSpec]) -> ArchSpec:
         """The same decoder with ``change(index, layer)`` for every layer."""

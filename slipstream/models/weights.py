@@ -39,6 +39,19 @@ def stack(*sources: str) -> WeightRule:
     return WeightRule(sources)
 
 
+def prefixed(prefix: str, table: WeightTable) -> WeightTable:
+    """The same table for checkpoints that hold the model as a part, under ``prefix``."""
+
+    def rule(value: str | WeightRule) -> str | WeightRule:
+        if isinstance(value, str):
+            return prefix + value
+        otherwise = value.otherwise and rule(value.otherwise)
+        assert not isinstance(otherwise, str)
+        return WeightRule(tuple(prefix + s for s in value.sources), value.transform, otherwise)
+
+    return {target: rule(value) for target, value in table.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """Tensors to read and the (part of a) parameter to fill; ``target`` is for messages."""
@@ -55,7 +68,7 @@ class Copy:
         if self.transform is not None:
             try:
                 tensors = (self.transform(tensors, spec),)
-            except (RuntimeError, IndexError):  # the transform reshapes what cannot be reshaped
+            except (RuntimeError, IndexError, ValueError):  # it reshapes what cannot be reshaped
                 raise self._misfit(shapes) from None
         rows = sum(tensor.shape[0] if tensor.ndim else 0 for tensor in tensors)
         fits = all(tensor.shape[1:] == into.shape[1:] for tensor in tensors)

@@ -25,15 +25,19 @@ def resolve(config: SlipstreamConfig) -> SlipstreamConfig:
     Raises:
         ConfigError: the model or tokenizer is a path that does not exist.
     """
-    section = config.model
-    model = _resolve_path("model", section.model)
-    if not model and (config.worker.worker == "process" or not section.tokenizer):
-        from slipstream.demo import demo_model_path
+    from slipstream.demo import DEMO_MODELS, demo_model_path
 
+    section = config.model
+    name = section.model
+    if not name and (config.worker.worker == "process" or not section.tokenizer):
+        name = "demo"
+    if name in DEMO_MODELS and not Path(name).is_dir():
         try:
-            model = str(demo_model_path())
+            model = str(demo_model_path(name))
         except FileNotFoundError as error:
-            raise ConfigError(f"model is not given, and {error}") from None
+            raise ConfigError(f"model: {error}") from None
+    else:
+        model = _resolve_path("model", name)
     tokenizer = _resolve_path("tokenizer", section.tokenizer) or model
     resolved = section.model_copy(update={"model": model, "tokenizer": tokenizer})
     return config.model_copy(update={"model": resolved})

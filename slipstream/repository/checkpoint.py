@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ class CheckpointFacts:
 
     parameters: elements of all tensors; the widths in bytes come from the serving dtype.
     stored_dtype: the checkpoint's own, "float32", "bfloat16" or "float16".
+    latent: attention caches one vector of ``head_dim`` a token, not keys and values.
     """
 
     name: str
@@ -38,10 +41,12 @@ class CheckpointFacts:
     num_kv_heads: int
     head_dim: int
     max_seq_len: int
+    latent: bool = False
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        """Keys and values of one token in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+        """What is cached of one token in all layers."""
+        vectors = self.num_layers * (1 if self.latent else 2 * self.num_kv_heads)
+        return vectors * self.head_dim * DTYPE_BYTES[dtype]
 
     def weight_bytes(self, dtype: str) -> int:
         return self.parameters * DTYPE_BYTES[dtype]
@@ -56,7 +61,7 @@ def read_checkpoint(model: str, revision: str = "") -> CheckpointFacts:
     folder = Path(model)
     if folder.is_dir():
         config = _read_json(folder / "config.json")
-        parameters = sum(_elements(file) for file in _weight_files(folder))
+        parameters = _values(sum(map(_elements, _weight_files(folder)), Counter()))
     else:
         config, parameters = _read_hub(model, revision or None)
     return _facts(model, config, parameters)
@@ -70,7 +75,8 @@ def _read_hub(model: str, revision: str | None) -> tuple[dict[str, Any], int]:
         raise CheckpointError(
             f"{model}: is no directory, and the hub does not answer for it ({error})"
         ) from None
-    return _read_json(Path(file)), sum(metadata.parameter_count.values())
+    elements = {str(dtype): count for dtype, count in metadata.parameter_count.items()}
+    return _read_json(Path(file)), _values(elements)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -85,8 +91,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _elements(file: Path) -> int:
-    """Elements of all tensors in a safetensors file, from its header."""
+def _elements(file: Path) -> Counter[str]:
+    """Elements of all tensors in a safetensors file by their dtype, from its header."""
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
@@ -97,9 +103,17 @@ def _elements(file: Path) -> int:
         raise CheckpointError(f"{file}: {error.strerror}") from None
     except (struct.error, ValueError) as error:
         raise CheckpointError(f"{file}: damaged safetensors header ({error})") from None
-    return sum(
-        math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
-    )
+    counts: Counter[str] = Counter()
+    for name, entry in header.items():
+        if name != "__metadata__":
+            counts[entry["dtype"]] += math.prod(entry["shape"])
+    return counts
+
+
+def _values(elements: Mapping[str, int]) -> int:
+    """Values that stored elements become: 17 bytes of MXFP4, one of them a scale, hold 32."""
+    packed = elements.get("U8", 0)
+    return sum(elements.values()) - packed + packed * 32 // 17
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -135,4 +149,5 @@ def _facts(model: str, config: dict[str, Any], parameters: int) -> CheckpointFac
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         max_seq_len=spec.max_positions,
+        latent=spec.latent_dim is not None,
     )

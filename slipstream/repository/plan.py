@@ -92,6 +92,9 @@ class Plan:
 
     def _per_token(self) -> str:
         facts = self.facts
+        if facts.latent:
+            layers = f"{facts.num_layers} layers x {facts.head_dim} latent"
+            return f"{layers} x {self.dtype} = {size(self.kv_bytes_per_token)}"
         return (
             f"2 x {facts.num_layers} layers x {facts.num_kv_heads} heads x {facts.head_dim} x "
             f"{self.dtype} = {size(self.kv_bytes_per_token)}"

@@ -55,7 +55,10 @@ class LogitRows:
 
 
 class ModelRunner:
-    """A loaded model with its KV cache and slots: everything of a worker but the connection."""
+    """A loaded model with its KV cache and slots: everything of a worker but the connection.
+
+    ``expert_load`` counts from now on what each expert computes; None without experts.
+    """
 
     def __init__(
         self, decoder: Decoder, cache: KvCache, *, max_num_seqs: int, max_seq_len: int
@@ -67,6 +70,7 @@ class ModelRunner:
         spec = decoder.spec
         scores = [layer.attention.scores for layer in spec.layers]
         self._attention = PagedSdpa(cache, spec.num_heads, scores)
+        self.expert_load = decoder.expert_load()
         self._slots = SlotTable(
             max_num_seqs, max_seq_len, cache.shape.tokens_per_block, decoder.device
         )

@@ -85,6 +85,7 @@ def make_runner(config: WorkerConfig, decoder: Decoder) -> ModelRunner:
         tokens_per_block=config.tokens_per_block,
         head_dim=spec.head_dim,
         dtype=decoder.dtype,
+        latent_dim=spec.latent_dim,
     )
     cache = KvCache(shape, num_kv_blocks(config, shape, decoder.device), decoder.device)
     return ModelRunner(

@@ -86,8 +86,8 @@ def _read_scaling(config: ConfigReader, rope: ConfigReader, dim: int) -> RopeSca
 def _llama3(config: ConfigReader, rope: ConfigReader) -> Llama3Scaling:
     low = rope.positive_float("low_freq_factor")
     high = rope.positive_float("high_freq_factor")
-    if high <= low:
-        raise rope.invalid("high_freq_factor", f"a number above low_freq_factor ({low})")
+    if high < low:  # equal in Llama 4: nothing is blended
+        raise rope.invalid("high_freq_factor", f"at least low_freq_factor ({low})")
     original = _original(config, rope, config.positive("max_position_embeddings", 2048))
     return Llama3Scaling(rope.positive_float("factor"), low, high, original)
 

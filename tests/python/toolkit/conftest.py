@@ -30,20 +30,23 @@ CONFIG = {
 SHAPES = {"model.embed_tokens.weight": [100, 10], "model.norm.weight": [24]}
 
 
-def write_safetensors(file: Path, shapes: dict[str, list[int]]) -> None:
-    """A file of zeros, bfloat16."""
+def write_safetensors(
+    file: Path, shapes: dict[str, list[int]], packed: tuple[str, ...] = ()
+) -> None:
+    """A file of zeros, bfloat16 or, if ``packed``, bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
         count = 1
         for length in shape:
             count *= length
+        size = count * (1 if name in packed else 2)
         header[name] = {
-            "dtype": "BF16",
+            "dtype": "U8" if name in packed else "BF16",
             "shape": shape,
-            "data_offsets": [offset, offset + 2 * count],
+            "data_offsets": [offset, offset + size],
         }
-        offset += 2 * count
+        offset += size
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
 

@@ -133,6 +133,32 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
     assert read_checkpoint(str(tmp_path)).parameters == 1024
 
 
+def test_latent_attention_caches_one_vector_a_token(checkpoint: Path, configure: Configure) -> None:
+    latent = {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 12,
+        "moe_intermediate_size": 8,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 4,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+    }
+    (checkpoint / "config.json").write_text(json.dumps(CONFIG | latent))
+    plan = make_plan(configure(kv_cache_tokens=32), memory(1 << 20))
+    assert plan.kv_bytes_per_token == 2 * (12 + 4) * 2
+    assert dict(plan.rows())["KV cache per token"] == "2 layers x 16 latent x bfloat16 = 64 B"
+
+
+def test_packed_weights_count_as_what_they_become(checkpoint: Path) -> None:
+    shapes = {**SHAPES, "w_blocks": [3, 5, 2, 16], "w_scales": [3, 5, 2]}
+    write_safetensors(checkpoint / "model.safetensors", shapes, packed=("w_blocks", "w_scales"))
+    assert read_checkpoint(str(checkpoint)).parameters == 1024 + 3 * 5 * 2 * 32
+
+
 def test_the_spec_says_what_the_memory_holds(checkpoint: Path) -> None:
     """A head size that the family has and config.json leaves out; positions that yarn adds."""
     config = {**CONFIG, "architectures": ["Qwen3ForCausalLM"]}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from moe_cases import MOE_CASES, MOE_EXAMPLES
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCAB = 101
@@ -63,10 +64,12 @@ class Case:
     def make_model(self) -> PreTrainedModel:
         """transformers' model in float32 with eager attention, every parameter random."""
         config = AutoConfig.for_model(self.model_type, **{**self.sizes, **self.fields})
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        ).eval()
         generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in _saved(model).items():
                 noise = torch.randn(parameter.shape, generator=generator)
                 if parameter.ndim > 1 and "norm" not in name:
                     parameter.copy_(noise * 0.15)
@@ -74,6 +77,13 @@ class Case:
                     # Norms start at 1 (or 0) and biases at 0, which would hide their mistakes.
                     parameter.add_(noise * 0.3)
         return model
+
+
+def _saved(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters, each once, and buffers that checkpoints hold."""
+    stored = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def _yarn(**fields: Any) -> dict[str, Any]:
@@ -274,6 +284,7 @@ CASES: tuple[Case, ...] = (
         {"use_parallel_residual": False},
         sizes=_NEOX_SIZES,
     ),
+    *(Case(*case) for case in MOE_CASES),
 )
 
 EXAMPLES: dict[str, str] = {
@@ -295,4 +306,5 @@ EXAMPLES: dict[str, str] = {
     "SmolLM 3": "SmolLM3 3B",
     "GPT-2": "GPT-2 124M–1.5B",
     "GPT-NeoX": "GPT-NeoX 20B, Pythia",
+    **MOE_EXAMPLES,
 }

@@ -23,10 +23,11 @@ from family_serving import (
 from worker_testing import Driver, config
 
 from slipstream.attention.interface import FULL
+from slipstream.layers.moe import MoeSpec
 from slipstream.layers.norm import NormSpec
 from slipstream.models.checkpoint import Checkpoint
 from slipstream.models.loader import load_decoder
-from slipstream.models.spec import ArchSpec, AttentionSpec
+from slipstream.models.spec import ArchSpec, AttentionSpec, LayerSpec
 from slipstream.worker.startup import make_runner
 
 
@@ -55,16 +56,47 @@ def rotated_alike(spec: ArchSpec) -> ArchSpec:
 
 
 def whole_head(spec: ArchSpec) -> ArchSpec:
-    some = spec.layers[0].attention.rope
-    partial = some is not None and some.dim < spec.head_dim
+    first = spec.layers[0].attention
+    partial = first.rope is not None and first.mla is None and first.rope.dim < spec.head_dim
     return rope(dim=spec.head_dim, scaling=None)(spec) if partial else spec
 
 
 def other_activation(spec: ArchSpec) -> ArchSpec:
-    other = "relu" if spec.layers[0].mlp.activation == "silu" else "silu"
-    return spec.map_layers(
-        lambda _, layer: replace(layer, mlp=replace(layer.mlp, activation=other))
+    def change(_: int, layer: LayerSpec) -> LayerSpec:
+        if isinstance(layer.mlp, MoeSpec):
+            return layer
+        other = "relu" if layer.mlp.activation == "silu" else "silu"
+        return replace(layer, mlp=replace(layer.mlp, activation=other))
+
+    return spec.map_layers(change)
+
+
+def moe(change: Callable[[MoeSpec], MoeSpec]) -> Callable[[ArchSpec], ArchSpec]:
+    return lambda spec: spec.map_layers(
+        lambda _, layer: (
+            replace(layer, mlp=change(layer.mlp)) if isinstance(layer.mlp, MoeSpec) else layer
+        )
     )
+
+
+def router(**changes: Any) -> Callable[[ArchSpec], ArchSpec]:
+    return moe(lambda m: replace(m, router=replace(m.router, **changes)))
+
+
+def other_ranking(m: MoeSpec) -> MoeSpec:
+    r = m.router
+    return replace(m, router=replace(r, group_rank="max")) if r.num_groups > 1 else m
+
+
+def unclamped(m: MoeSpec) -> MoeSpec:
+    clamped = m.experts.activation == "clamped_swiglu"
+    return replace(m, experts=replace(m.experts, limit=100.0)) if clamped else m
+
+
+def all_score(m: MoeSpec) -> MoeSpec:
+    # Chosen by logits or by scores, renormalised or not: a softmax then says the same.
+    same = m.router.score == "sigmoid"
+    return m if same else replace(m, router=replace(m.router, score_chosen=False))
 
 
 def normed_after_rope(a: AttentionSpec) -> AttentionSpec:
@@ -100,6 +132,14 @@ WITHOUT: dict[str, Callable[[ArchSpec], ArchSpec]] = {
     "QK epsilon": attention(small_qk_epsilon),
     "epsilon": lambda spec: replace(spec, norm=small_epsilon(spec.norm)),
     "activation": other_activation,
+    "renormalised routing": router(renormalise=False),
+    "softmax of the chosen": moe(all_score),
+    "routing scale": router(scale=1.0),
+    "groups of experts": router(num_groups=1, kept_groups=1),
+    "rank of groups": moe(other_ranking),
+    "clamped experts": moe(unclamped),
+    "weighed input": moe(lambda m: replace(m, experts=replace(m.experts, weigh_input=False))),
+    "temperature": attention(lambda a: replace(a, temperature=None)),
     "residual scale": lambda spec: replace(spec, block=replace(spec.block, residual_scale=1.0)),
     "embedding scale": lambda spec: replace(spec, embedding_scale=1.0),
     "logit scale": lambda spec: replace(spec, logit_scale=1.0),
