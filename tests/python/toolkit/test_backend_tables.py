@@ -42,6 +42,8 @@ def backend_keys(role: Role) -> set[str]:
     else:
         name = role.capitalize()
         bodies = ["TokenizerRows() {", f"StatusOr<{name}Parameters> {name}Parameters::FromMap("]
+        if role != "detokenize":
+            bodies.append("TokenizeRows() {")
     return set().union(*(row_keys(function(text, body)) for body in bodies))
 
 
