@@ -65,7 +65,7 @@ std::vector<std::string> ReadBiasWords(FieldReader* in, std::vector<float>* weig
   std::vector<std::string> result;
   if (words.size() != given.size()) {
     in->Fail(Status::InvalidArgument("EMBEDDING_BIAS_WEIGHTS: has " + std::to_string(given.size()) +
-                                     " values, EMBEDDING_BIAS_WORDS has " +
+                                     " values, EMBEDDING_BIAS_WORDS (embedding_bias_words) has " +
                                      std::to_string(words.size())));
     return result;
   }
