@@ -100,7 +100,8 @@ StatusOr<StepRequests> SplitRequest(RequestData&& request, bool batched) {
     const auto wire = std::find_if(wires.begin(), wires.end(),
                                    [&](const Wire& w) { return tensor->name == w.name; });
     if (wire == wires.end()) {
-      return Status::InvalidArgument(tensor->name + ": role pipeline has no such input");
+      return Status::InvalidArgument("input '" + tensor->name +
+                                     "': role pipeline has no such input");
     }
     tensor->name = wire->tensor;
     auto& step = wire->step == kTokenize ? tokenize : llm;
