@@ -5,7 +5,8 @@
     cmake --preset release -DSLIPSTREAM_BUILD_BENCHMARKS=ON && cmake --build --preset release
     .venv/bin/python benchmarks/triton_path.py
 
-No model runs: the worker is scripted. `flood` offers more tokens than can be delivered, so that
+No model runs: the worker is scripted. Three paths to it: `llm` directly, the ensemble as one model
+(fused), and the ensemble as steps. `flood` offers more tokens than can be delivered, so that
 what is delivered is the limit; tokens that wait for a stream are merged into one response, which is
 why responses and tokens are counted apart. `paced` makes a step every 40 ms and measures from the
 step to the moment when the last of all streams has its token. Server and clients share this
@@ -33,9 +34,10 @@ from tritonclient import grpc
 from tritonclient.grpc._utils import _get_inference_request
 from tritonclient.utils import triton_to_np_dtype
 
-from slipstream.config import load_config
+from slipstream.config import SlipstreamConfig, load_config
 from slipstream.demo import demo_model_path
 from slipstream.repository import build_repository, resolve
+from slipstream.repository.render import RepositorySettings, render_steps, to_text
 from slipstream.server import (
     ServerOptions,
     TritonProcess,
@@ -47,7 +49,7 @@ from slipstream.tokenization import export_token_table
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ("preprocessing", "llm", "postprocessing", "ensemble")
+MODELS = ("preprocessing", "llm", "postprocessing", "ensemble", "steps")
 FLOOD_STEP_US = 1000  # 64 streams: 64,000 tokens/s are offered
 PACED_STEP_US = 40_000
 FLOOD_TOKENS = 256
@@ -64,7 +66,7 @@ COLUMNS = (
     "last p99 ms",
 )
 # The model that each path asks.
-PATHS = {"direct": "llm", "ensemble": "ensemble"}
+PATHS = {"direct": "llm", "fused": "ensemble", "steps": "steps"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class Server:
         folder.mkdir()
         repository = folder / "models"
         repository.mkdir()
-        build_repository(resolve(load_config(None, _options(folder, step_us, streams))), repository)
+        config = resolve(load_config(None, _options(folder, step_us, streams)))
+        build_repository(config, repository)
+        _add_steps(repository, config)
         self._ports = choose_ports(HOST)
         self.process = TritonProcess(
             find_tritonserver(),
@@ -123,6 +127,14 @@ class Server:
                 if line.startswith("slipstream_generated_tokens_total"):
                     return float(line.split()[-1])
         return 0.0
+
+
+def _add_steps(repository: Path, config: SlipstreamConfig) -> None:
+    """The ensemble of steps beside the fused one."""
+    message = render_steps(RepositorySettings.of(config))
+    message.name = "steps"
+    (repository / "steps" / "1").mkdir(parents=True)
+    (repository / "steps" / "config.pbtxt").write_text(to_text(message), encoding="utf-8")
 
 
 def _options(folder: Path, step_us: int, streams: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@
 #include "triton/error.h"
 #include "triton/role_detokenize.h"
 #include "triton/role_llm.h"
+#include "triton/role_pipeline.h"
 #include "triton/role_tokenize.h"
 #include "triton/tensor_table.h"
 
@@ -26,7 +27,7 @@ StatusOr<std::unique_ptr<Model>> Model::Create(ModelConfig config) {
   const auto parameter = config.parameters.find("role");
   if (parameter == config.parameters.end()) {
     return Status::InvalidArgument(
-        "parameter role: not set; it must be one of llm, tokenize, detokenize");
+        "parameter role: not set; it must be one of llm, tokenize, detokenize, pipeline");
   }
   const auto role = ParseRole(parameter->second);
   if (!role.ok()) return role.status();
@@ -38,6 +39,8 @@ StatusOr<std::unique_ptr<Model>> Model::Create(ModelConfig config) {
       return Make<TokenizeModel>(std::move(config));
     case Role::kDetokenize:
       return Make<DetokenizeModel>(std::move(config));
+    case Role::kPipeline:
+      return Make<PipelineModel>(std::move(config));
   }
   return Status::Internal("unknown role");
 }

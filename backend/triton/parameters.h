@@ -80,6 +80,12 @@ struct TokenizeParameters {
   static StatusOr<TokenizeParameters> FromMap(const ParameterMap& map);
 };
 
+struct PipelineParameters : TokenizeParameters {
+  std::string llm_model_name = "llm";  // the model of role llm that serves the requests
+
+  static StatusOr<PipelineParameters> FromMap(const ParameterMap& map);
+};
+
 struct DetokenizeParameters {
   TokenizerParameters tokenizer;
   bool skip_special_tokens = true;

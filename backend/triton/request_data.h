@@ -38,6 +38,9 @@ class RequestData {
   // batch.
   static StatusOr<RequestData> Create(Fields fields, bool batched);
 
+  // What it was made of.
+  Fields Release() && { return std::move(fields_); }
+
   const std::string& id() const { return fields_.id; }
   bool cancelled() const { return fields_.cancelled; }
   uint64_t timeout_us() const { return fields_.timeout_us; }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -92,13 +93,13 @@ void CheckPadId(FieldReader* in, const ReaderSettings& settings) {
 // -1 = none; absent = the checkpoint's own. Through an ensemble the id is the tokenizer's single
 // one unless the client gave another; a checkpoint may have more ends than that, and any of its own
 // stands for all of them there.
-std::vector<int32_t> ReadEndIds(FieldReader* in, const ReaderSettings& settings, bool piped) {
+std::vector<int32_t> ReadEndIds(FieldReader* in, const ReaderSettings& settings, bool ensemble) {
   const std::optional<int32_t> end_id = in->Int32("end_id");
   if (!end_id.has_value()) return settings.end_ids;
   if (*end_id == -1) return {};
   const bool own = std::find(settings.end_ids.begin(), settings.end_ids.end(), *end_id) !=
                    settings.end_ids.end();
-  if (piped && own) return settings.end_ids;
+  if (ensemble && own) return settings.end_ids;
   return {*end_id};
 }
 
@@ -128,6 +129,34 @@ std::vector<std::pair<int32_t, float>> ReadBias(FieldReader* in, int32_t vocab_s
     if (weights[id] != 0) bias.emplace_back(static_cast<int32_t>(id), weights[id]);
   }
   return bias;
+}
+
+// The same from the ids of words with their weights, which add up.
+std::vector<std::pair<int32_t, float>> SumBias(FieldReader* in, const TokenizedRow& tokenized,
+                                               int32_t vocab_size) {
+  std::map<int32_t, float> sums;
+  for (const auto& [id, weight] : tokenized.bias) sums[id] += weight;
+  std::vector<std::pair<int32_t, float>> bias;
+  for (const auto& [id, weight] : sums) {
+    if (!std::isfinite(weight)) {
+      in->Fail(Status::InvalidArgument("embedding_bias: the value of token " + std::to_string(id) +
+                                       " is not finite"));
+    }
+    if (id >= vocab_size) {
+      in->Fail(Status::InvalidArgument("embedding_bias: token " + std::to_string(id) +
+                                       " is beyond the vocabulary, which has " +
+                                       std::to_string(vocab_size)));
+    }
+    if (weight != 0) bias.emplace_back(id, weight);
+  }
+  return bias;
+}
+
+WordList WithoutEmpty(WordList words) {
+  words.erase(
+      std::remove_if(words.begin(), words.end(), [](const auto& word) { return word.empty(); }),
+      words.end());
+  return words;
 }
 
 Retention ReadRetention(FieldReader* in) {
@@ -208,22 +237,34 @@ void ReadLogprobs(FieldReader* in, RequestSpec* spec) {
   if (alternatives.value_or(0) == 0 && !chosen) spec->num_logprobs = -1;
 }
 
+// What a tokenizer makes: tensors of the request, or `tokenized`, which is used up.
+void ReadTokens(FieldReader* in, TokenizedRow* tokenized, const ReaderSettings& settings,
+                RequestSpec* spec) {
+  if (tokenized == nullptr) {
+    spec->prompt = ReadPrompt(in);
+    spec->bad_words = ReadWords(in, "bad_words_list");
+    spec->logit_bias = ReadBias(in, settings.vocab_size);
+  } else {
+    spec->prompt = std::move(tokenized->ids);
+    spec->bad_words = WithoutEmpty(std::move(tokenized->bad_words));
+    spec->logit_bias = SumBias(in, *tokenized, settings.vocab_size);
+  }
+}
+
 StatusOr<RequestSpec> ReadRow(const RequestData& request, int64_t row,
                               const ReaderSettings& settings, const ResponsePlan& plan,
-                              TimeNs now) {
+                              TokenizedRow* tokenized, TimeNs now) {
   FieldReader in(request, row);
   RequestSpec spec;
   spec.client_id = request.id();
-  spec.prompt = ReadPrompt(&in);
+  ReadTokens(&in, tokenized, settings, &spec);
   in.Set("request_output_len", &spec.max_new_tokens);
   ReadSampling(&in, &spec.sampling);
-  spec.end_ids = ReadEndIds(&in, settings, plan.piped);
+  spec.end_ids = ReadEndIds(&in, settings, plan.piped || settings.pipeline);
   CheckPadId(&in, settings);
   spec.stop_sequences = ReadWords(&in, "stop_words_list");
-  spec.bad_words = ReadWords(&in, "bad_words_list");
   spec.stop_strings = in.StringRow("stop_strings");
   in.Set("include_stop_in_output", &spec.include_stop);
-  spec.logit_bias = ReadBias(&in, settings.vocab_size);
   spec.num_return_sequences = plan.num_sequences;
   ReadLogprobs(&in, &spec);
   spec.return_context_logits = plan.context_logits;
@@ -266,6 +307,24 @@ StatusOr<bool> IsStop(const RequestData& request) {
   return true;
 }
 
+// `tokenized`: null when the request itself has the tokens.
+StatusOr<LlmRequest> ReadRows(const RequestData& request, std::vector<TokenizedRow>* tokenized,
+                              const ReaderSettings& settings, TimeNs now) {
+  if (Status s = CheckParameters(request); !s.ok()) return s;
+  LlmRequest result;
+  auto plan = ReadResponsePlan(request, settings);
+  if (!plan.ok()) return plan.status();
+  result.plan = std::move(plan).value();
+  for (int64_t row = 0; row < request.batch(); ++row) {
+    TokenizedRow* made = tokenized == nullptr ? nullptr : &(*tokenized)[static_cast<size_t>(row)];
+    auto spec = ReadRow(request, row, settings, result.plan, made, now);
+    if (!spec.ok()) return spec.status();
+    if (result.plan.echo) result.plan.prompts.push_back(spec->prompt);
+    result.rows.push_back(std::move(spec).value());
+  }
+  return result;
+}
+
 }  // namespace
 
 uint64_t HashCacheSalt(const std::string& salt) {
@@ -285,17 +344,13 @@ StatusOr<LlmRequest> ReadLlmRequest(const RequestData& request, const ReaderSett
     return result;
   }
   if (Status s = CheckInputs(Role::kLlm, request); !s.ok()) return s;
-  if (Status s = CheckParameters(request); !s.ok()) return s;
-  auto plan = ReadResponsePlan(request, settings);
-  if (!plan.ok()) return plan.status();
-  result.plan = std::move(plan).value();
-  for (int64_t row = 0; row < request.batch(); ++row) {
-    auto spec = ReadRow(request, row, settings, result.plan, now);
-    if (!spec.ok()) return spec.status();
-    if (result.plan.echo) result.plan.prompts.push_back(spec->prompt);
-    result.rows.push_back(std::move(spec).value());
-  }
-  return result;
+  return ReadRows(request, nullptr, settings, now);
+}
+
+StatusOr<LlmRequest> ReadPipelineRequest(const RequestData& request,
+                                         std::vector<TokenizedRow> tokenized,
+                                         const ReaderSettings& settings, TimeNs now) {
+  return ReadRows(request, &tokenized, settings, now);
 }
 
 }  // namespace slipstream::triton

@@ -9,22 +9,32 @@
 #include "executor/request.h"
 #include "executor/status.h"
 #include "executor/token_table.h"
+#include "triton/model_config.h"
+#include "triton/prompt_tokenizer.h"
 #include "triton/request_data.h"
 #include "triton/response_plan.h"
 
 namespace slipstream::triton {
 
-// What reading a request of role `llm` needs to know of the model.
+// What reading a request for an executor needs to know of the model that the client asked, which is
+// the `llm` itself or a `pipeline` before it, and of the `llm`.
 struct ReaderSettings {
+  // Of the model asked.
   bool batched = true;
   bool decoupled = true;
-  bool exclude_input_in_output = false;
+  bool pipeline = false;
   size_t num_declared_outputs = 0;
   TRITONSERVER_DataType context_logits_dtype = TRITONSERVER_TYPE_FP32;
   TRITONSERVER_DataType generation_logits_dtype = TRITONSERVER_TYPE_FP32;
+
+  // Of the `llm`.
+  bool exclude_input_in_output = false;
   int32_t vocab_size = 0;
   std::vector<int32_t> end_ids;                   // the checkpoint's own
   std::shared_ptr<const TokenTable> token_table;  // null: no text
+
+  // The first part, from a configuration.
+  static StatusOr<ReaderSettings> Of(const ModelConfig& config);
 };
 
 struct LlmRequest {
@@ -38,6 +48,12 @@ struct LlmRequest {
 // Executor's to check; this reads, maps and refuses.
 StatusOr<LlmRequest> ReadLlmRequest(const RequestData& request, const ReaderSettings& settings,
                                     TimeNs now);
+
+// The same for a pipeline: `request` holds what goes to role `llm` as it is, `tokenized` what the
+// tokenizer made of the rest, one per row.
+StatusOr<LlmRequest> ReadPipelineRequest(const RequestData& request,
+                                         std::vector<TokenizedRow> tokenized,
+                                         const ReaderSettings& settings, TimeNs now);
 
 // The part of it that shapes the responses; what holds for the whole request is read from its first
 // row.

@@ -43,6 +43,10 @@ class Outputs {
     Add("output_ids", {1, int64_t{length}}, ids.data(), ids.size());
     AddScalar("sequence_length", length);
   }
+  // A flat list without the batch dimension, as role `detokenize` answers.
+  void AddText(const std::string& text) {
+    outputs_.push_back(OutputTensor::OfStrings("text_output", {1}, {text}));
+  }
   // One tensor for all that role `detokenize` needs: in an ensemble every tensor of a response
   // costs microseconds.
   void AddFlow(const ResponsePlan& plan, const std::string& text) {
@@ -199,6 +203,7 @@ std::vector<OutputTensor> BuildOutputs(const ResponsePlan& plan, int32_t row, Ev
     ids = &all;
   }
   const auto length = static_cast<int32_t>(ids->size());
+  if (plan.pipeline && plan.text_output) out.AddText(event.text);
   if (plan.ids) out.AddIds(*ids);
   AddLogprobs(plan, event, &out);
   AddLogits(plan, event, &out);
@@ -207,7 +212,7 @@ std::vector<OutputTensor> BuildOutputs(const ResponsePlan& plan, int32_t row, Ev
   AddPerf(plan, event, &out);
   if (plan.num_input_tokens) out.AddScalar("num_input_tokens", event.usage.prompt_tokens);
   if (plan.num_output_tokens) out.AddScalar("num_output_tokens", length);
-  if (plan.text_output) out.AddString("text_output", event.text);
+  if (plan.text_output && !plan.pipeline) out.AddString("text_output", event.text);
   if (plan.top_log_probs || plan.top_log_prob_ids) AddTopLogprobs(plan, event, &out);
   AddEnding(plan, event, &out);
   if (plan.piped) out.AddFlow(plan, event.text);
@@ -217,6 +222,7 @@ std::vector<OutputTensor> BuildOutputs(const ResponsePlan& plan, int32_t row, Ev
 std::vector<OutputTensor> BuildStoppedOutputs(const ResponsePlan& plan, int32_t row,
                                               Event&& event) {
   Outputs out(plan.batched);
+  if (plan.pipeline && plan.text_output) out.AddText("");
   if (plan.piped && plan.ids) out.AddIds({});
   if (plan.batch_index) out.AddScalar("batch_index", row);
   if (plan.sequence_index) out.AddScalar("sequence_index", event.sequence_index);

@@ -45,6 +45,7 @@ void PlanOutputs(const RequestData& request, FieldReader* in, ResponsePlan* plan
 }
 
 Status CheckOutputs(const RequestData& request, const ResponsePlan& plan) {
+  if (plan.pipeline) return Status::Ok();
   if (plan.piped) {
     if (plan.text || plan.ids) return Status::Ok();
     return Status::Unsupported(
@@ -90,13 +91,14 @@ StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
   plan.batch = static_cast<int32_t>(request.batch());
   plan.streaming = in.Bool("streaming").value_or(false);
   plan.num_sequences = in.Int32("num_return_sequences").value_or(1);
+  plan.pipeline = settings.pipeline;
   plan.piped =
       request.Requested("flow") && request.outputs().size() < settings.num_declared_outputs;
   PlanOutputs(request, &in, &plan);
   plan.context_logits_dtype = settings.context_logits_dtype;
   plan.generation_logits_dtype = settings.generation_logits_dtype;
   plan.skip_special_tokens = in.Bool("skip_special_tokens").value_or(true);
-  const bool asks_text = in.Bool("return_text").value_or(false);
+  const bool asks_text = settings.pipeline || in.Bool("return_text").value_or(false);
   const bool can_text = settings.token_table != nullptr;
   plan.text_output = request.Requested("text_output") && asks_text;
   plan.text = plan.text_output || (plan.piped && can_text);

@@ -21,6 +21,9 @@ struct ResponsePlan {
   // The request names `flow` among its outputs: it comes from an ensemble whose `detokenize` step
   // acknowledges responses, so that every response must have what that step reads.
   bool piped = false;
+  // The request came through role `pipeline`: text_output is the first output, in the shape that
+  // `detokenize` gives it, and there are no ids.
+  bool pipeline = false;
 
   bool text = false;         // the executor settles text
   bool ids = true;           // output_ids and sequence_length; an ensemble need not ask for them

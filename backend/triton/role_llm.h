@@ -3,14 +3,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <utility>
 
-#include "executor/executor.h"
-#include "triton/delivery.h"
-#include "triton/health_watch.h"
-#include "triton/metrics.h"
+#include "triton/llm_registry.h"
+#include "triton/llm_service.h"
 #include "triton/model.h"
-#include "triton/parameters.h"
-#include "triton/request_reader.h"
 
 namespace slipstream::triton {
 
@@ -21,25 +19,19 @@ class LlmModel final : public Model {
   // Lets accepted requests finish, for at most drain_timeout_ms.
   ~LlmModel() override;
 
-  // Ready only when a token can be served now.
-  Status Ready() const override;
+  Status Ready() const override { return service_->Ready(); }
 
  protected:
   Status Handle(std::unique_ptr<ResponseStream>* stream) override;
 
  private:
-  LlmModel(ModelConfig config, LlmParameters parameters);
-  Status Load();
-  Status CheckLoaded() const;
-  void StartReporting();
-  void Submit(const std::shared_ptr<LlmStream>& stream, std::vector<RequestSpec> rows);
+  LlmModel(ModelConfig config, std::shared_ptr<LlmService> service)
+      : Model(std::move(config)), service_(std::move(service)) {
+    registration_.emplace(this->config().name, service_);
+  }
 
-  const LlmParameters parameters_;
-  ReaderSettings reader_;  // constant after Load
-  std::shared_ptr<Delivery> delivery_;
-  std::unique_ptr<Executor> executor_;
-  std::unique_ptr<MetricsReporter> metrics_;
-  std::unique_ptr<HealthWatch> watch_;
+  const std::shared_ptr<LlmService> service_;
+  std::optional<LlmRegistration> registration_;
 };
 
 }  // namespace slipstream::triton

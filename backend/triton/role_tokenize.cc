@@ -3,77 +3,11 @@
 #include "triton/role_tokenize.h"
 
 #include <algorithm>
-#include <string>
 
-#include "triton/field_reader.h"
-#include "triton/process_factory.h"
 #include "triton/tensor_table.h"
 
 namespace slipstream::triton {
 namespace {
-
-constexpr char kStop[] = "stop";
-constexpr char kBad[] = "bad";
-constexpr char kBias[] = "bias";
-
-std::vector<std::string> WithoutEmpty(std::vector<std::string> words) {
-  words.erase(std::remove(words.begin(), words.end(), ""), words.end());
-  return words;
-}
-
-nlohmann::json ParseJson(const char* name, const std::string& text, nlohmann::json::value_t type,
-                         FieldReader* in) {
-  nlohmann::json value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.type() == type) return value;
-  const char* must = type == nlohmann::json::value_t::array ? "array" : "object";
-  in->Fail(Status::InvalidArgument(std::string(name) + ": must be a JSON " + must));
-  return nullptr;
-}
-
-// Either QUERY or MESSAGES.
-void ReadText(FieldReader* in, TokenizerRequest* request) {
-  const auto query = in->String("QUERY");
-  const auto messages = in->String("MESSAGES").value_or("");
-  const auto chat = in->String("CHAT_OPTIONS").value_or("");
-  if (messages.empty()) {
-    if (!query.has_value()) {
-      in->Fail(Status::InvalidArgument(
-          "QUERY (text_input): missing; give it, or a conversation in MESSAGES (messages)"));
-      return;
-    }
-    request->text = *query;
-    if (!chat.empty()) {
-      in->Fail(Status::InvalidArgument("CHAT_OPTIONS: has no meaning without MESSAGES"));
-    }
-    return;
-  }
-  if (!query.value_or("").empty()) {
-    in->Fail(Status::InvalidArgument("QUERY: must be empty when MESSAGES is given"));
-  }
-  request->messages = ParseJson("MESSAGES", messages, nlohmann::json::value_t::array, in);
-  if (!chat.empty()) {
-    request->chat = ParseJson("CHAT_OPTIONS", chat, nlohmann::json::value_t::object, in);
-  }
-}
-
-// Words to bias; `weights` gets one per word that is not empty.
-std::vector<std::string> ReadBiasWords(FieldReader* in, std::vector<float>* weights) {
-  const std::vector<std::string> words = in->StringRow("EMBEDDING_BIAS_WORDS");
-  const std::vector<float> given = in->FloatRow("EMBEDDING_BIAS_WEIGHTS");
-  std::vector<std::string> result;
-  if (words.size() != given.size()) {
-    in->Fail(Status::InvalidArgument("EMBEDDING_BIAS_WEIGHTS: has " + std::to_string(given.size()) +
-                                     " values, EMBEDDING_BIAS_WORDS has " +
-                                     std::to_string(words.size())));
-    return result;
-  }
-  for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i].empty()) continue;
-    result.push_back(words[i]);
-    weights->push_back(given[i]);
-  }
-  return result;
-}
 
 class OutputList {
  public:
@@ -164,52 +98,13 @@ std::vector<OutputTensor> BuildTokenizeOutputs(const RequestData& request,
 }
 
 StatusOr<std::unique_ptr<TokenizeModel>> TokenizeModel::Create(ModelConfig config) {
-  auto parameters = TokenizeParameters::FromMap(config.parameters);
+  const auto parameters = TokenizeParameters::FromMap(config.parameters);
   if (!parameters.ok()) return parameters.status();
   LogWithoutEffect(config.name, parameters->without_effect);
-  auto pool = MakeTokenizerPool(parameters->tokenizer, parameters->tokenizer_processes);
-  if (!pool.ok()) return pool.status();
+  auto tokenizer = PromptTokenizer::Create(*parameters);
+  if (!tokenizer.ok()) return tokenizer.status();
   return std::unique_ptr<TokenizeModel>(
-      new TokenizeModel(std::move(config), std::move(parameters).value(), std::move(pool).value()));
-}
-
-TokenizeModel::TokenizeModel(ModelConfig config, TokenizeParameters parameters,
-                             std::unique_ptr<TokenizerPool> pool)
-    : Model(std::move(config)), parameters_(std::move(parameters)), pool_(std::move(pool)) {}
-
-StatusOr<TokenizedRow> TokenizeModel::TokenizeRow(const RequestData& request, int64_t row) {
-  FieldReader in(request, row);
-  TokenizerRequest ask;
-  ReadText(&in, &ask);
-  ask.add_special_tokens = parameters_.add_special_tokens;
-  ask.allow_special = parameters_.allow_special;
-  std::vector<float> weights;
-  ask.words[kStop] = WithoutEmpty(in.StringRow("STOP_WORDS_DICT"));
-  ask.words[kBad] = WithoutEmpty(in.StringRow("BAD_WORDS_DICT"));
-  ask.words[kBias] = ReadBiasWords(&in, &weights);
-  TokenizedRow result;
-  in.Set("REQUEST_OUTPUT_LEN", &result.output_len);
-  const TokenizerInfo& info = pool_->info();
-  result.end_id = in.Int32("END_ID");
-  if (!result.end_id.has_value() && info.eos_id >= 0) result.end_id = info.eos_id;
-  result.pad_id = in.Int32("PAD_ID").value_or(std::max(info.pad_id, 0));
-  if (!in.status().ok()) return in.status();
-
-  auto reply = pool_->Tokenize(ask);
-  if (!reply.ok()) return reply.status();
-  if (reply->ids.empty()) {
-    return Status::InvalidArgument("QUERY: has no tokens; at least 1 is needed");
-  }
-  result.ids = std::move(reply->ids);
-  result.stop_words = std::move(reply->words[kStop]);
-  result.bad_words = std::move(reply->words[kBad]);
-  const auto& biased = reply->words[kBias];
-  for (size_t i = 0; i < std::min(biased.size(), weights.size()); ++i) {
-    for (const int32_t id : biased[i]) {
-      if (id >= 0 && id < info.vocab_size) result.bias.emplace_back(id, weights[i]);
-    }
-  }
-  return result;
+      new TokenizeModel(std::move(config), std::move(tokenizer).value()));
 }
 
 Status TokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
@@ -218,14 +113,10 @@ Status TokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
   if (data->cancelled()) return Status::Cancelled("the request was cancelled");
   if (Status s = CheckInputs(Role::kTokenize, *data); !s.ok()) return s;
   (*stream)->MarkComputeStart();
-  std::vector<TokenizedRow> rows;
-  for (int64_t row = 0; row < data->batch(); ++row) {
-    auto tokenized = TokenizeRow(*data, row);
-    if (!tokenized.ok()) return tokenized.status();
-    rows.push_back(std::move(tokenized).value());
-  }
-  (*stream)->Send(BuildTokenizeOutputs(*data, rows, pool_->info().vocab_size, config().batched),
-                  true);
+  const auto rows = tokenizer_->TokenizeAll(*data);
+  if (!rows.ok()) return rows.status();
+  const int32_t vocab_size = tokenizer_->info().vocab_size;
+  (*stream)->Send(BuildTokenizeOutputs(*data, *rows, vocab_size, config().batched), true);
   return Status::Ok();
 }
 

@@ -99,16 +99,18 @@ const char* RoleName(Role role) {
       return "tokenize";
     case Role::kDetokenize:
       return "detokenize";
+    case Role::kPipeline:
+      return "pipeline";
   }
   return "";
 }
 
 StatusOr<Role> ParseRole(std::string_view name) {
-  for (const Role role : {Role::kLlm, Role::kTokenize, Role::kDetokenize}) {
+  for (const Role role : {Role::kLlm, Role::kTokenize, Role::kDetokenize, Role::kPipeline}) {
     if (name == RoleName(role)) return role;
   }
   return Status::InvalidArgument("parameter role: '" + std::string(name) +
-                                 "' is none of llm, tokenize, detokenize");
+                                 "' is none of llm, tokenize, detokenize, pipeline");
 }
 
 const TensorRow* FindRow(const std::vector<TensorRow>& rows, std::string_view name) {
@@ -118,9 +120,18 @@ const TensorRow* FindRow(const std::vector<TensorRow>& rows, std::string_view na
 }
 
 Status CheckInputs(Role role, const RequestData& request) {
+  if (Status status = CheckGiven(role, request); !status.ok()) return status;
+  return CheckRequired(role, request);
+}
+
+Status CheckGiven(Role role, const RequestData& request) {
   for (const auto& tensor : request.inputs()) {
     if (Status status = CheckInput(role, *tensor); !status.ok()) return status;
   }
+  return Status::Ok();
+}
+
+Status CheckRequired(Role role, const RequestData& request) {
   for (const TensorRow& row : InputRows(role)) {
     if (!row.optional && !request.Has(row.name)) {
       return Status::InvalidArgument(std::string(row.name) + ": this input is required");

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/tensor_table.h"
 
+#include "triton/pipeline_wiring.h"
+
 namespace slipstream::triton {
 namespace {
 
@@ -241,20 +243,49 @@ std::vector<TensorRow> DetokenizeOutputs() {
   return {Output("OUTPUT", kString, "[-1]"), Output("ACCEPTANCE_RATE", kFp32, "[1]")};
 }
 
+// As the steps declare them, under the names that clients know.
+std::vector<TensorRow> PipelineInputs() {
+  std::vector<TensorRow> rows;
+  for (const Wire& wire : PipelineWires()) {
+    rows.push_back(*FindRow(InputRows(wire.step), wire.tensor));
+    rows.back().name = wire.name;
+  }
+  return rows;
+}
+
+// What `llm` answers, but for what only other steps read; the text comes first.
+std::vector<TensorRow> PipelineOutputs() {
+  std::vector<TensorRow> rows = {*FindRow(OutputRows(Role::kLlm), "text_output")};
+  for (const TensorRow& row : OutputRows(Role::kLlm)) {
+    const std::string_view name = row.name;
+    const bool inner = name == "output_ids" || name == "sequence_length" || name == "flow";
+    if (!inner && row.use == Use::kServed && name != "text_output") rows.push_back(row);
+  }
+  return rows;
+}
+
 }  // namespace
 
 const std::vector<TensorRow>& InputRows(Role role) {
   static const std::vector<TensorRow> llm = LlmInputs();
   static const std::vector<TensorRow> tokenize = TokenizeInputs();
   static const std::vector<TensorRow> detokenize = DetokenizeInputs();
-  return role == Role::kLlm ? llm : role == Role::kTokenize ? tokenize : detokenize;
+  if (role == Role::kLlm) return llm;
+  if (role == Role::kTokenize) return tokenize;
+  if (role == Role::kDetokenize) return detokenize;
+  static const std::vector<TensorRow> pipeline = PipelineInputs();
+  return pipeline;
 }
 
 const std::vector<TensorRow>& OutputRows(Role role) {
   static const std::vector<TensorRow> llm = LlmOutputs();
   static const std::vector<TensorRow> tokenize = TokenizeOutputs();
   static const std::vector<TensorRow> detokenize = DetokenizeOutputs();
-  return role == Role::kLlm ? llm : role == Role::kTokenize ? tokenize : detokenize;
+  if (role == Role::kLlm) return llm;
+  if (role == Role::kTokenize) return tokenize;
+  if (role == Role::kDetokenize) return detokenize;
+  static const std::vector<TensorRow> pipeline = PipelineOutputs();
+  return pipeline;
 }
 
 }  // namespace slipstream::triton

@@ -13,8 +13,8 @@
 namespace slipstream::triton {
 
 // What the shared library is, for one model of the repository.
-enum class Role : uint8_t { kLlm, kTokenize, kDetokenize };
-const char* RoleName(Role role);  // "llm", "tokenize", "detokenize"
+enum class Role : uint8_t { kLlm, kTokenize, kDetokenize, kPipeline };
+const char* RoleName(Role role);  // "llm", "tokenize", "detokenize", "pipeline"
 StatusOr<Role> ParseRole(std::string_view name);
 
 // What becomes of an input.
@@ -44,6 +44,9 @@ const TensorRow* FindRow(const std::vector<TensorRow>& rows, std::string_view na
 // Refuses what the role does not serve (kUnsupported), does not know, or misses (kInvalidArgument).
 // The errors name the input.
 Status CheckInputs(Role role, const RequestData& request);
+// Its halves: what is given is served, nothing is missing.
+Status CheckGiven(Role role, const RequestData& request);
+Status CheckRequired(Role role, const RequestData& request);
 
 // A tensor as declared in a model configuration.
 struct DeclaredTensor {

@@ -21,6 +21,24 @@ std::vector<ParameterRow<Target>> TokenizerRows() {
   };
 }
 
+template <typename Target>
+std::vector<ParameterRow<Target>> TokenizeRows() {
+  auto rows = TokenizerRows<Target>();
+  const auto none = [](const char* why) { return NoEffect<Target>(why); };
+  rows.push_back({"tokenizer_processes", "",
+                  Int<Target>(SLIPSTREAM_FIELD(Target, tokenizer_processes), 1, 64)});
+  rows.push_back(
+      {"add_special_tokens", "", Bool<Target>(SLIPSTREAM_FIELD(Target, add_special_tokens))});
+  rows.push_back({"allow_special", "", Bool<Target>(SLIPSTREAM_FIELD(Target, allow_special))});
+  for (const char* key : {"multimodal_model_path", "max_num_images", "hf_model_path"}) {
+    rows.push_back({key, "", none("multimodal inputs are not served")});
+  }
+  for (const char* key : {"gpt_model_path", "engine_dir"}) {
+    rows.push_back({key, "", none("only the tokenizer is needed")});
+  }
+  return rows;
+}
+
 Status NeedTokenizer(const TokenizerParameters& tokenizer) {
   if (!tokenizer.tokenizer.empty()) return Status::Ok();
   return Status::InvalidArgument(
@@ -30,23 +48,18 @@ Status NeedTokenizer(const TokenizerParameters& tokenizer) {
 }  // namespace
 
 StatusOr<TokenizeParameters> TokenizeParameters::FromMap(const ParameterMap& map) {
-  auto rows = TokenizerRows<TokenizeParameters>();
-  const auto none = [](const char* why) { return NoEffect<TokenizeParameters>(why); };
-  rows.push_back(
-      {"tokenizer_processes", "",
-       Int<TokenizeParameters>(SLIPSTREAM_FIELD(TokenizeParameters, tokenizer_processes), 1, 64)});
-  rows.push_back(
-      {"add_special_tokens", "",
-       Bool<TokenizeParameters>(SLIPSTREAM_FIELD(TokenizeParameters, add_special_tokens))});
-  rows.push_back({"allow_special", "",
-                  Bool<TokenizeParameters>(SLIPSTREAM_FIELD(TokenizeParameters, allow_special))});
-  for (const char* key : {"multimodal_model_path", "max_num_images", "hf_model_path"}) {
-    rows.push_back({key, "", none("multimodal inputs are not served")});
-  }
-  for (const char* key : {"gpt_model_path", "engine_dir"}) {
-    rows.push_back({key, "", none("only the tokenizer is needed")});
-  }
   TokenizeParameters parameters;
+  if (Status s = ApplyParameters(map, TokenizeRows<TokenizeParameters>(), &parameters); !s.ok())
+    return s;
+  if (Status s = NeedTokenizer(parameters.tokenizer); !s.ok()) return s;
+  return parameters;
+}
+
+StatusOr<PipelineParameters> PipelineParameters::FromMap(const ParameterMap& map) {
+  auto rows = TokenizeRows<PipelineParameters>();
+  rows.push_back({"llm_model_name", "",
+                  Text<PipelineParameters>(SLIPSTREAM_FIELD(PipelineParameters, llm_model_name))});
+  PipelineParameters parameters;
   if (Status s = ApplyParameters(map, rows, &parameters); !s.ok()) return s;
   if (Status s = NeedTokenizer(parameters.tokenizer); !s.ok()) return s;
   return parameters;

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Role = Literal["llm", "tokenize", "detokenize"]
+Role = Literal["llm", "tokenize", "detokenize", "pipeline"]
 
 LLM: tuple[Role, ...] = ("llm",)
-ALL_ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize")
+TOKENIZE: tuple[Role, ...] = ("tokenize", "pipeline")
+ALL_ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize", "pipeline")
 
 
 def _option(default: Any, description: str, *, roles: tuple[Role, ...] = (), **limits: Any) -> Any:
@@ -35,7 +36,9 @@ class ModelSection(Section):
 
     model: str = _option("", "Hugging Face directory or hub id; empty: the demo model", roles=LLM)
     tokenizer: str = _option(
-        "", "tokenizer directory; empty: the model's", roles=("tokenize", "detokenize")
+        "",
+        "tokenizer directory; empty: the model's",
+        roles=("tokenize", "detokenize", "pipeline"),
     )
     revision: str = _option("", "revision of a hub id", roles=ALL_ROLES)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
@@ -136,13 +139,13 @@ class TextSection(Section):
     """Tokenizing and the text of responses."""
 
     tokenizer_processes: int = _option(
-        1, "processes that tokenize prompts", roles=("tokenize",), ge=1, le=64
+        1, "processes that tokenize prompts", roles=TOKENIZE, ge=1, le=64
     )
     add_special_tokens: bool = _option(
-        True, "as the tokenizer does by default, e.g. a leading <s>", roles=("tokenize",)
+        True, "as the tokenizer does by default, e.g. a leading <s>", roles=TOKENIZE
     )
     allow_special: bool = _option(
-        True, "prompt text that spells a special token becomes that token", roles=("tokenize",)
+        True, "prompt text that spells a special token becomes that token", roles=TOKENIZE
     )
     skip_special_tokens: bool = _option(
         True, "leave special tokens out of text decoded by postprocessing", roles=("detokenize",)
@@ -157,7 +160,7 @@ class TextSection(Section):
         100, "how often metrics are refreshed", roles=LLM, ge=1, le=600000
     )
     flow_window: int = _option(
-        32, "undelivered responses of one stream through the ensemble", roles=LLM, ge=1
+        32, "undelivered responses of one stream through an ensemble of steps", roles=LLM, ge=1
     )
 
 
@@ -166,6 +169,9 @@ class RepositorySection(Section):
 
     naming: Literal["slipstream", "tensorrt_llm"] = _option(
         "slipstream", "tensorrt_llm: names for drop-in use"
+    )
+    ensemble: Literal["fused", "steps"] = _option(
+        "fused", "one model of role pipeline, or steps wired by Triton, slower, to be changed"
     )
     max_batch_size: int = _option(64, "rows of one request", ge=1, le=4096)
     decoupled: bool = _option(True, "streaming, and several responses per request")

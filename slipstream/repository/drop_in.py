@@ -80,6 +80,7 @@ PLACEHOLDERS: dict[Role, dict[str, str]] = {
     "llm": _LLM,
     "tokenize": _TOKENIZE,
     "detokenize": _DETOKENIZE,
+    "pipeline": _TOKENIZE,
 }
 
 # A bound on waiting requests, which the executor keeps: Triton's own queue is always empty here.
@@ -97,6 +98,7 @@ OTHER_KEYS: dict[Role, tuple[str, ...]] = {
     ),
     "tokenize": ("engine_dir", "tokenizer_type"),
     "detokenize": ("tokenizer_type",),
+    "pipeline": ("engine_dir", "tokenizer_type", "llm_model_name"),
 }
 
 # A configuration with any of these is written in the keys above rather than in Slipstream's.

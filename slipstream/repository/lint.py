@@ -19,7 +19,8 @@ from slipstream.repository.build import CONFIG_NAME
 from slipstream.repository.findings import Finding, Report
 from slipstream.repository.lint_ensemble import check_ensemble
 from slipstream.repository.lint_model import check_model
-from slipstream.repository.render import parse_text
+from slipstream.repository.lint_pipeline import check_pipeline
+from slipstream.repository.render import is_role, parse_text
 
 _NO_FIELD = re.compile(r'Message type "inference\.([\w.]+)" has no field named "([^"]*)"')
 
@@ -39,13 +40,15 @@ def lint_repository(folder: Path) -> list[Finding]:
         _check_versions(file.parent, report)
         for key, text in _placeholders(message):
             report.error(key, f"placeholder left in {text!r}: fill it, or leave the key out")
+    broken = {file.parent.name for file in files} - models.keys()
     for name, message in models.items():
         report = reports[folder / name / CONFIG_NAME]
         if message.HasField("ensemble_scheduling") or message.platform == "ensemble":
-            broken = {file.parent.name for file in files} - models.keys()
             check_ensemble(name, message, models, broken, report)
         else:
             check_model(name, message, report)
+            if is_role(message, "pipeline"):
+                check_pipeline(message, models, broken, report)
     return [finding for report in reports.values() for finding in report.findings]
 
 

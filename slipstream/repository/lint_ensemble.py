@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from slipstream.config import nearest
 from slipstream.repository.findings import Report
 from slipstream.repository.lint_model import check_name, check_tensors
-from slipstream.repository.render import BACKEND
+from slipstream.repository.render import BACKEND, is_role
 from slipstream.repository.tensors import INTERFACES
 from slipstream.repository.wiring import STEPS
 
@@ -48,7 +48,7 @@ def check_ensemble(
     if not _steps_exist(message, models, broken, report):
         return
     if _is_ours(message, models):
-        check_tensors(message, INTERFACES["ensemble"], report)
+        check_tensors(message, INTERFACES["pipeline"], report)
     signals = {
         entry.name: _Signal("the client", entry.data_type, tuple(entry.dims), entry.optional)
         for entry in message.input
@@ -81,13 +81,7 @@ def _steps_exist(message: Any, models: Mapping[str, Any], broken: Set[str], repo
 
 
 def _is_ours(message: Any, models: Mapping[str, Any]) -> bool:
-    roles = {
-        models[step.model_name].parameters["role"].string_value
-        for step in message.ensemble_scheduling.step
-        if models[step.model_name].backend == BACKEND
-        and "role" in models[step.model_name].parameters
-    }
-    return "llm" in roles
+    return any(is_role(models[s.model_name], "llm") for s in message.ensemble_scheduling.step)
 
 
 def _collect_outputs(

@@ -15,11 +15,12 @@ from slipstream.repository.findings import Report
 from slipstream.repository.render import BACKEND, POSTPROCESSING_INSTANCES, type_number
 from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES, Interface, Tensor
 
-_ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize")
+_ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize", "pipeline")
 _MODEL_KEYS: dict[Role, tuple[str, ...]] = {
     "llm": ("model", "gpt_model_path", "engine_dir"),
     "tokenize": ("tokenizer", "tokenizer_dir"),
     "detokenize": ("tokenizer", "tokenizer_dir"),
+    "pipeline": ("tokenizer", "tokenizer_dir"),
 }
 
 
@@ -53,7 +54,7 @@ def check_model(name: str, message: Any, report: Report) -> None:
     check_tensors(message, INTERFACES[role], report)
     _check_parameters(role, parameters, report)
     _check_instances(role, message, report)
-    if role == "llm" and not message.HasField("model_transaction_policy"):
+    if role in ("llm", "pipeline") and not message.HasField("model_transaction_policy"):
         report.warning("model_transaction_policy", "not set: no streaming; set decoupled: true")
 
 

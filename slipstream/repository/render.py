@@ -21,15 +21,17 @@ NAMING = {
         "tokenize": "preprocessing",
         "llm": "llm",
         "detokenize": "postprocessing",
-        "ensemble": "ensemble",
+        "pipeline": "ensemble",
     },
     "tensorrt_llm": {
         "tokenize": "preprocessing",
         "llm": "tensorrt_llm",
         "detokenize": "postprocessing",
-        "ensemble": "ensemble",
+        "pipeline": "ensemble",
     },
 }
+# The parameter of role `pipeline` that names the model of role `llm`.
+LLM_NAME = "llm_model_name"
 # Text fed to the detokenizer must arrive in order, which only one instance guarantees.
 POSTPROCESSING_INSTANCES = 1
 
@@ -39,6 +41,7 @@ class RepositorySettings:
     """What the configurations of a repository depend on, besides each role's parameters."""
 
     naming: str = "slipstream"
+    ensemble: str = "fused"
     max_batch_size: int = 64
     decoupled: bool = True
     preprocessing_instances: int = 2
@@ -50,6 +53,7 @@ class RepositorySettings:
         section = config.repository
         return cls(
             naming=section.naming,
+            ensemble=section.ensemble,
             max_batch_size=section.max_batch_size,
             decoupled=section.decoupled,
             preprocessing_instances=section.preprocessing_instances,
@@ -66,7 +70,10 @@ def render_repository(config: SlipstreamConfig) -> dict[str, Any]:
     settings = RepositorySettings.of(config)
     roles: tuple[Role, ...] = ("tokenize", "llm", "detokenize")
     messages = [render_role(role, settings, role_parameters(config, role)) for role in roles]
-    messages.append(render_ensemble(settings))
+    if settings.ensemble == "fused":
+        messages.append(render_role("pipeline", settings, role_parameters(config, "pipeline")))
+    else:
+        messages.append(render_steps(settings))
     return {message.name: message for message in messages}
 
 
@@ -78,9 +85,12 @@ def render_role(role: Role, settings: RepositorySettings, parameters: Mapping[st
         max_batch_size=settings.max_batch_size,
     )
     _declare(message, INTERFACES[role], dict(settings.types))
-    if role == "llm":
+    if role in ("llm", "pipeline"):
         message.model_transaction_policy.decoupled = settings.decoupled
+    if role == "llm":
         count = 1
+    elif role == "pipeline":
+        count = settings.preprocessing_instances
     elif role == "tokenize":
         # Only on request: floods through tritonserver 2.51's batcher corrupted its heap, and rows
         # are tokenized one by one anyway (docs/performance.md).
@@ -93,16 +103,18 @@ def render_role(role: Role, settings: RepositorySettings, parameters: Mapping[st
     message.instance_group.add(count=count, kind=kind)
     for key, value in parameters.items():
         message.parameters[key].string_value = value
+    if role == "pipeline":
+        message.parameters[LLM_NAME].string_value = NAMING[settings.naming]["llm"]
     return message
 
 
-def render_ensemble(settings: RepositorySettings) -> Any:
-    """The ``ModelConfig`` of the ensemble."""
+def render_steps(settings: RepositorySettings) -> Any:
+    """The ``ModelConfig`` of the ensemble as steps that Triton runs."""
     names = NAMING[settings.naming]
     message = model_config_pb2.ModelConfig(
-        name=names["ensemble"], platform="ensemble", max_batch_size=settings.max_batch_size
+        name=names["pipeline"], platform="ensemble", max_batch_size=settings.max_batch_size
     )
-    _declare(message, INTERFACES["ensemble"], dict(settings.types))
+    _declare(message, INTERFACES["pipeline"], dict(settings.types))
     for step in STEPS:
         rendered = message.ensemble_scheduling.step.add(
             model_name=names[step.role], model_version=-1
@@ -112,6 +124,15 @@ def render_ensemble(settings: RepositorySettings) -> Any:
         for tensor, value in step.outputs:
             rendered.output_map[tensor] = value
     return message
+
+
+def is_role(message: Any, role: str) -> bool:
+    """Whether a model is served by the backend in this role."""
+    return (
+        message.backend == BACKEND
+        and "role" in message.parameters
+        and bool(message.parameters["role"].string_value == role)
+    )
 
 
 def to_text(message: Any) -> str:

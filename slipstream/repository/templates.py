@@ -16,8 +16,8 @@ from slipstream.config import Role, SlipstreamConfig, role_parameters
 from slipstream.repository.drop_in import PLACEHOLDERS, QUEUE_SIZE
 from slipstream.repository.render import (
     RepositorySettings,
-    render_ensemble,
     render_role,
+    render_steps,
     to_text,
     type_number,
 )
@@ -93,19 +93,20 @@ _NO_EFFECT: dict[str, dict[str, str]] = {
     "detokenize": {"postprocessing_instance_count": "text in order needs exactly one instance"},
 }
 # Only one of the model's own files is needed to tokenize.
-_OPTIONAL_HERE = {"tokenize": {"engine_dir"}, "llm": {"tokenizer_dir"}}
+_OPTIONAL_HERE = {
+    "tokenize": {"engine_dir"},
+    "pipeline": {"engine_dir"},
+    "llm": {"tokenizer_dir"},
+}
 
 
 def render_templates(naming: str) -> dict[str, str]:
-    """The text of every template of a naming scheme, by model name."""
+    """The text of every template of a naming scheme, by model name; the ensemble is one of steps.
+
+    A deploy script that fills each model of a repository needs no change for it.
+    """
     scheme = _SCHEMES[naming]
-    settings = RepositorySettings(
-        naming=naming,
-        max_batch_size=_BATCH,
-        decoupled=True,
-        preprocessing_instances=_INSTANCES,
-        max_queue_delay_us=_DELAY,
-    )
+    settings = _marked_settings(naming)
     texts = {}
     for role in _ROLES:
         message = render_role(role, settings, _parameters(naming, role))
@@ -113,10 +114,27 @@ def render_templates(naming: str) -> dict[str, str]:
             message.dynamic_batching.default_queue_policy.max_queue_size = _QUEUE
         _mark_types(message)
         texts[message.name] = _finish(to_text(message), role, naming, scheme)
-    message = render_ensemble(settings)
+    message = render_steps(settings)
     _mark_types(message, only=LOGITS)
     texts[message.name] = _finish(to_text(message), "ensemble", naming, scheme)
     return texts
+
+
+def render_fused_templates(naming: str) -> dict[str, str]:
+    """What replaces the ensemble of steps: one model of role `pipeline`."""
+    message = render_role("pipeline", _marked_settings(naming), _parameters(naming, "pipeline"))
+    _mark_types(message, only=LOGITS)
+    return {message.name: _finish(to_text(message), "pipeline", naming, _SCHEMES[naming])}
+
+
+def _marked_settings(naming: str) -> RepositorySettings:
+    return RepositorySettings(
+        naming=naming,
+        max_batch_size=_BATCH,
+        decoupled=True,
+        preprocessing_instances=_INSTANCES,
+        max_queue_delay_us=_DELAY,
+    )
 
 
 def _parameters(naming: str, role: Role) -> dict[str, str]:
@@ -129,7 +147,7 @@ def _parameters(naming: str, role: Role) -> dict[str, str]:
 
 def _mark_types(message: Any, only: str = "") -> None:
     """Replaces the types that a repository may choose by markers."""
-    role = message.parameters["role"].string_value if message.backend else "ensemble"
+    role = message.parameters["role"].string_value if message.backend else "pipeline"
     interface = INTERFACES[role]
     pairs = [
         *zip(message.input, interface.inputs, strict=True),

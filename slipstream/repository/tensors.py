@@ -297,7 +297,7 @@ _POSTPROCESSING_INPUTS = (
     _optional("ACCEPTANCE_RATE", "FP32", 1),
 )
 
-# By role of the backend; `ensemble` has no backend.
+# By role of the backend. An ensemble of steps has the interface of `pipeline`.
 INTERFACES = {
     "llm": Interface(_LLM_INPUTS, _LLM_OUTPUTS),
     "tokenize": Interface(_PREPROCESSING_INPUTS, _PREPROCESSING_OUTPUTS),
@@ -305,7 +305,7 @@ INTERFACES = {
         _POSTPROCESSING_INPUTS,
         (Tensor("OUTPUT", "STRING", (-1,)), Tensor("ACCEPTANCE_RATE", "FP32", (1,))),
     ),
-    "ensemble": Interface(
+    "pipeline": Interface(
         _ENSEMBLE_INPUTS,
         (
             Tensor("text_output", "STRING", (-1,)),

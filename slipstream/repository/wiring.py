@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the ensemble connects its steps: each pair is (the step's tensor, the ensemble's tensor).
 
+Role ``pipeline`` does the same inside the backend (``pipeline_wiring.cc``).
+
 Two choices matter to a client, and two to speed. Stop words go to ``llm`` as strings, so that they
 match the text however it was tokenized. ``end_id`` goes to ``llm`` as the client sent it, so that
 without one the checkpoint's own end ids apply, of which there can be several.

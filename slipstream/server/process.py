@@ -191,7 +191,7 @@ class TritonProcess:
     def drain(self) -> None:
         """Waits until no request is left, at most the exit time-out, then asks for the exit.
 
-        tritonserver 2.51 cuts off streams through an ensemble when it is told to exit.
+        tritonserver 2.51 cuts off streams through an ensemble of steps when it is told to exit.
         """
         deadline = time.monotonic() + self._options.exit_timeout_s
         quiet = 0

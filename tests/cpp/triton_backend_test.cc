@@ -17,6 +17,7 @@
 #include "triton/parameters.h"
 #include "triton/tensor_table.h"
 #include "triton_host.h"
+#include "triton_models.h"
 
 namespace slipstream::triton {
 namespace {
@@ -25,88 +26,6 @@ using host::Client;
 using host::In;
 using host::InBool;
 using host::Response;
-
-std::unique_ptr<Model> Llm(const std::string& scripted, bool decoupled = true,
-                           ParameterMap more = {}) {
-  ModelConfig config;
-  config.name = "llm";
-  config.batched = true;
-  config.decoupled = decoupled;
-  for (const TensorRow& row : InputRows(Role::kLlm)) {
-    const bool any = row.dtype == TRITONSERVER_TYPE_INVALID;
-    config.inputs.push_back({row.name, any ? "FP16" : DataTypeName(row.dtype)});
-  }
-  for (const TensorRow& row : OutputRows(Role::kLlm)) {
-    const bool any = row.dtype == TRITONSERVER_TYPE_INVALID;
-    config.outputs.push_back({row.name, any ? "FP32" : DataTypeName(row.dtype)});
-  }
-  config.parameters = {{"role", "llm"},
-                       {"worker", "scripted"},
-                       {"scripted", scripted},
-                       {"drain_timeout_ms", "5000"},
-                       {"cancellation_check_period_ms", "5"}};
-  config.parameters.insert(more.begin(), more.end());
-  auto model = Model::Create(std::move(config));
-  REQUIRE_MESSAGE(model.ok(), model.status().message());
-  return std::move(model).value();
-}
-
-host::RequestSpec Ask(const std::vector<int32_t>& prompt, int32_t max_tokens, bool streaming) {
-  host::RequestSpec spec;
-  const auto size = static_cast<int32_t>(prompt.size());
-  spec.inputs = {In<int32_t>("input_ids", {1, size}, prompt),
-                 In<int32_t>("input_lengths", {1, 1}, {size}),
-                 In<int32_t>("request_output_len", {1, 1}, {max_tokens}),
-                 InBool("streaming", streaming),
-                 InBool("return_finish_reason", true),
-                 InBool("return_usage", true),
-                 InBool("exclude_input_in_output", true)};
-  for (const TensorRow& row : OutputRows(Role::kLlm)) spec.outputs.emplace_back(row.name);
-  return spec;
-}
-
-std::shared_ptr<Client> Send(Model* model, const host::RequestSpec& spec) {
-  auto client = std::make_shared<Client>();
-  TRITONBACKEND_Request* request = host::NewRequest(spec, client);
-  model->Execute(nullptr, &request, 1);
-  return client;
-}
-
-std::vector<int32_t> Ids(const std::vector<Response>& responses) {
-  std::vector<int32_t> ids;
-  for (const Response& response : responses) {
-    const host::Output* output = response.Find("output_ids");
-    if (output == nullptr) continue;
-    const auto part = output->As<int32_t>();
-    ids.insert(ids.end(), part.begin(), part.end());
-  }
-  return ids;
-}
-
-std::string Reason(const std::vector<Response>& responses) {
-  const host::Output* output = responses.back().Find("finish_reason");
-  return output == nullptr ? "" : output->Strings()[0];
-}
-
-// Nothing of any request is left, and each got its one final response, statistics and release.
-void CheckClean(const std::vector<std::shared_ptr<Client>>& clients) {
-  for (const auto& client : clients) {
-    for (int i = 0; i < 20000 && client->released == 0; ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    CHECK(client->released == 1);
-    CHECK(client->reported_success + client->reported_failure == 1);
-    int finals = 0;
-    for (const Response& response : client->responses()) finals += response.final ? 1 : 0;
-    CHECK(finals == 1);
-    CHECK(client->responses().back().final);
-  }
-  const host::Alive alive = host::CountAlive();
-  CHECK(alive.requests == 0);
-  CHECK(alive.factories == 0);
-  CHECK(alive.responses == 0);
-  CHECK(alive.errors == 0);
-}
 
 TEST_CASE("backend: streamed tokens add up to the non-streamed ones") {
   const auto model = Llm("{}");

@@ -386,5 +386,36 @@ TEST_CASE("declarations: names and types must be the interface's") {
         "input 'request_output_len': role llm needs it declared");
 }
 
+TEST_CASE("request: a pipeline's tokens come from the tokenizer") {
+  ReaderSettings settings = Settings();
+  settings.pipeline = true;
+  TokenizedRow tokenized;
+  tokenized.ids = {5, 6};
+  tokenized.bad_words = {{4}, {}, {1, 2}};
+  tokenized.bias = {{7, 1.5f}, {3, 1.0f}, {7, 0.5f}, {3, -1.0f}};
+  const auto read = [&](int32_t end_id) {
+    RequestBuilder builder;
+    builder.Int("request_output_len", 4).Int("end_id", end_id);
+    builder.Outputs({"finish_reason", "cum_log_probs"});
+    return ReadPipelineRequest(builder.Build(), {tokenized}, settings, kNow);
+  };
+  const auto request = read(3);
+  REQUIRE(request.ok());
+  CHECK_FALSE(request->plan.ids);
+  CHECK_FALSE(request->plan.piped);
+  const RequestSpec& spec = request->rows[0];
+  CHECK(spec.prompt == std::vector<int32_t>{5, 6});
+  CHECK(spec.bad_words == WordList{{4}, {1, 2}});
+  CHECK(spec.logit_bias == std::vector<std::pair<int32_t, float>>{{7, 2.0f}});
+  CHECK(spec.end_ids == std::vector<int32_t>{2, 3});  // one of the model's own stands for all
+  CHECK(read(5)->rows[0].end_ids == std::vector<int32_t>{5});
+
+  tokenized.bias = {{9, 1.0f}};
+  CHECK(read(3).status().message() ==
+        "embedding_bias: token 9 is beyond the vocabulary, which has 8");
+  tokenized.bias = {{1, std::numeric_limits<float>::infinity()}};
+  CHECK(read(3).status().message() == "embedding_bias: the value of token 1 is not finite");
+}
+
 }  // namespace
 }  // namespace slipstream::triton

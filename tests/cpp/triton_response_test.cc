@@ -55,6 +55,30 @@ TEST_CASE("response: ids and length come first, with batch and beam dimensions")
   CHECK(BuildOutputs(ResponsePlan(), 0, Tokens({7}))[0].shape == std::vector<int64_t>{1, 1});
 }
 
+TEST_CASE("response: a pipeline's text comes first, flat, and without ids") {
+  ResponsePlan plan = Batched();
+  plan.pipeline = true;
+  plan.ids = false;
+  plan.text = plan.text_output = true;
+  plan.finish_reason = true;
+  Event event = Tokens({7, 8}, "two");
+  event.reason = FinishReason::kLength;
+  const auto outputs = BuildOutputs(plan, 0, std::move(event));
+  REQUIRE(outputs.size() == 2);
+  CHECK(std::string(outputs[0].name) == "text_output");
+  CHECK(outputs[0].shape == std::vector<int64_t>{1});
+  CHECK(outputs[0].data == SerializeBytesTensor({"two"}));
+  CHECK(std::string(outputs[1].name) == "finish_reason");
+
+  Event stopped = Tokens({});
+  stopped.reason = FinishReason::kCancelled;
+  const auto last = BuildStoppedOutputs(plan, 0, std::move(stopped));
+  REQUIRE(last.size() == 2);
+  CHECK(last[0].data == SerializeBytesTensor({""}));
+  plan.text_output = false;
+  CHECK(BuildOutputs(plan, 0, Tokens({7}, "two")).empty());
+}
+
 TEST_CASE("response: the prompt is repeated unless it is excluded") {
   ResponsePlan plan = Batched();
   plan.echo = true;

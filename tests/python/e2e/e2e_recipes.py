@@ -66,7 +66,7 @@ TENSORRT_LLM = Recipe(
     key="tensorrt_llm",
     overrides=_QUICK_STATISTICS | {"naming": "tensorrt_llm", "max_batch_size": 8},
     scripted={"emit": "echo", "step_us": 1000},
-    models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble"),
+    models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "steps"),
 )
 
 # For tests that end the server.

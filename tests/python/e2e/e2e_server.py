@@ -22,9 +22,11 @@ from slipstream.config import SlipstreamConfig, load_config, role_parameters
 from slipstream.demo import demo_model_path
 from slipstream.repository import build_repository, resolve
 from slipstream.repository.render import (
+    LLM_NAME,
+    NAMING,
     RepositorySettings,
-    render_ensemble,
     render_role,
+    render_steps,
     to_text,
 )
 from slipstream.server import (
@@ -57,7 +59,11 @@ def decode(ids: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """One more `llm` (and its ensemble) in a repository: options that differ from the base."""
+    """One more `llm` in a repository: options that differ from the base.
+
+    Named X, it comes with both kinds of ensembles, X_ensemble (fused) and X_steps, unless it has
+    no use for them.
+    """
 
     name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -74,7 +80,7 @@ class Recipe:
     overrides: Mapping[str, Any]
     variants: tuple[Variant, ...] = ()
     scripted: Mapping[str, Any] | None = None  # None: the real worker
-    models: tuple[str, ...] = ("preprocessing", "llm", "postprocessing", "ensemble")
+    models: tuple[str, ...] = ("preprocessing", "llm", "postprocessing", "ensemble", "steps")
 
 
 class Server:
@@ -86,7 +92,7 @@ class Server:
         loaded = list(recipe.models)
         for variant in recipe.variants:
             if variant.at_start:
-                loaded += [variant.name] + [f"{variant.name}_ensemble"] * variant.ensemble
+                loaded += [variant.name, *ensembles_of(variant)]
         self.ports = choose_ports(HOST)
         self.process = TritonProcess(
             find_tritonserver(),
@@ -140,22 +146,37 @@ class Server:
         return self.process.stop()
 
 
+def ensembles_of(variant: Variant) -> list[str]:
+    return [f"{variant.name}_ensemble", f"{variant.name}_steps"] if variant.ensemble else []
+
+
 def write_repository(recipe: Recipe, folder: Path) -> None:
     """The generated repository, and the variants beside it."""
     folder.mkdir(parents=True)
     config = _config(recipe, {}, {}, folder)
     build_repository(config, folder)
+    _write_ensembles(folder, config, NAMING[config.repository.naming]["llm"], "")
     for variant in recipe.variants:
         config = _config(recipe, variant.overrides, variant.scripted, folder)
         settings = RepositorySettings.of(config)
         message = render_role("llm", settings, role_parameters(config, "llm"))
         _write(folder, variant.name, message)
         if variant.ensemble:
-            ensemble = render_ensemble(settings)
-            for step in ensemble.ensemble_scheduling.step:
-                if step.model_name == "llm":
-                    step.model_name = variant.name
-            _write(folder, f"{variant.name}_ensemble", ensemble)
+            _write_ensembles(folder, config, variant.name, f"{variant.name}_")
+
+
+def _write_ensembles(folder: Path, config: SlipstreamConfig, llm: str, prefix: str) -> None:
+    """Both kinds of ensembles of a model of role `llm`, those that are not there yet."""
+    settings = RepositorySettings.of(config)
+    fused = render_role("pipeline", settings, role_parameters(config, "pipeline"))
+    fused.parameters[LLM_NAME].string_value = llm
+    steps = render_steps(settings)
+    for step in steps.ensemble_scheduling.step:
+        if step.model_name == NAMING[settings.naming]["llm"]:
+            step.model_name = llm
+    for name, message in ((f"{prefix}ensemble", fused), (f"{prefix}steps", steps)):
+        if not (folder / name).exists():
+            _write(folder, name, message)
 
 
 def _write(folder: Path, name: str, message: Any) -> None:

@@ -27,8 +27,12 @@ def gauge(server: Server, name: str, model: str, **labels: str) -> float:
     return server.metrics().value(name, model=model, **labels)
 
 
+def takes_text(model: str) -> bool:
+    return model.endswith(("ensemble", "steps"))
+
+
 def fields_of(model: str, count: int) -> dict[str, Any]:
-    if model.endswith("ensemble"):
+    if takes_text(model):
         return question(TEXT, count, stream=True)
     return prompt(TEXT_IDS, count, streaming=True)
 
@@ -42,7 +46,7 @@ def bystanders(server: Server, model: str) -> Iterator[None]:
         texts = [f"{TEXT} {i}" for i in range(4)]
         for stream, text in zip(streams, texts, strict=True):
             ids = tokenizer()(text)["input_ids"]
-            ensemble = model.endswith("ensemble")
+            ensemble = takes_text(model)
             fields = question(text, count) if ensemble else prompt(ids, count)
             stream.send(model, fields | {"stream" if ensemble else "streaming": True})
         early = [[stream.next()] for stream in streams]
@@ -52,7 +56,7 @@ def bystanders(server: Server, model: str) -> Iterator[None]:
             ids = tokenizer()(text)["input_ids"]
             expected = [ids[i % len(ids)] for i in range(count)]
             assert {reply.error for reply in replies} == {""}
-            if model.endswith("ensemble"):
+            if takes_text(model):
                 assert joined_text(replies) == decode(expected)
             else:
                 assert joined_ids(replies) == expected
@@ -80,6 +84,8 @@ def leave_http(server: Server, model: str) -> Callable[[], None]:
         ("paced_ensemble", leave_grpc),
         ("paced", leave_http),
         ("paced_ensemble", leave_http),
+        ("paced_steps", leave_grpc),
+        ("paced_steps", leave_http),
     ],
 )
 def test_a_client_that_leaves_frees_what_it_held(
@@ -109,7 +115,7 @@ def test_a_client_that_leaves_frees_what_it_held(
     assert cancelled() == before + 1
 
 
-@pytest.mark.parametrize("model", ["narrow", "narrow_ensemble"])
+@pytest.mark.parametrize("model", ["narrow", "narrow_ensemble", "narrow_steps"])
 def test_cancelled_in_the_queue(scripted: Server, model: str) -> None:
     with Stream(scripted.grpc) as first:
         first.send(model, fields_of(model, 100))
@@ -117,8 +123,8 @@ def test_cancelled_in_the_queue(scripted: Server, model: str) -> None:
         second = Stream(scripted.grpc)
         second.send(model, fields_of(model, LONG))
         wait_for(lambda: gauge(scripted, "slipstream_waiting", "narrow") == 1, 5, "it waits")
-        # Through the ensemble nothing reaches a later step before the first token.
-        if model == "narrow":
+        # Through the steps nothing reaches a later one before the first token.
+        if model != "narrow_steps":
             second.cancel()
             wait_for(
                 lambda: gauge(scripted, "slipstream_waiting", "narrow") == 0,
@@ -127,7 +133,7 @@ def test_cancelled_in_the_queue(scripted: Server, model: str) -> None:
             )
             assert gauge(scripted, "slipstream_running", "narrow") == 1
         first.until_final()
-        if model != "narrow":
+        if model == "narrow_steps":
             second.cancel()
     wait_for(
         lambda: gauge(scripted, "slipstream_running", "narrow") == 0, FREED_WITHIN_S, "both ended"
@@ -138,6 +144,7 @@ def test_stop_by_id_stops_every_request_of_that_id_only(scripted: Server) -> Non
     with Stream(scripted.grpc) as stream, Stream(scripted.grpc) as control:
         stream.send("paced", prompt(TEXT_IDS, LONG, streaming=True), "x")
         stream.send("paced_ensemble", question(TEXT, LONG, stream=True), "x")
+        stream.send("paced_steps", question(TEXT, LONG, stream=True), "x")
         stream.send("paced", prompt(TEXT_IDS, 100, streaming=True), "y")
         seen = {"x": 0, "y": 0}
         while min(seen.values()) < 10:
@@ -146,10 +153,10 @@ def test_stop_by_id_stops_every_request_of_that_id_only(scripted: Server) -> Non
         [answer] = control.ask("paced", stop, request_id="x")
         assert not answer.error
         finals: list[str] = []
-        while len(finals) < 3:
+        while len(finals) < 4:
             reply = stream.next()
             assert not reply.error
             finals += [reply.id] * reply.final
-        assert finals == ["x", "x", "y"]
+        assert finals == ["x", "x", "x", "y"]
         assert stream.end() == []
         assert control.end() == []

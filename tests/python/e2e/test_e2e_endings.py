@@ -32,7 +32,15 @@ from e2e_server import END_ID, Server, decode, tokenizer
 TEXT = "Once upon a time there was a fox"
 TEXT_IDS = tokenizer()(TEXT)["input_ids"]
 COUNTS = {"return_finish_reason": True, "return_usage": True}
-PATHS = ["llm", "ensemble"]
+PATHS = ["llm", "ensemble", "steps"]
+
+
+def paths_of(variant: str) -> list[str]:
+    return [variant, f"{variant}_ensemble", f"{variant}_steps"]
+
+
+def takes_text(model: str) -> bool:
+    return model.endswith(("ensemble", "steps"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def echo_of(ids: list[int], count: int) -> list[int]:
 def fields_of(model: str, count: int, **more: Any) -> dict[str, Any]:
     """A request for TEXT, as `llm` or its ensemble takes it."""
     more = COUNTS | more
-    if model.endswith("ensemble"):
+    if takes_text(model):
         if "streaming" in more:
             more["stream"] = more.pop("streaming")
         return question(TEXT, count, exclude_input_in_output=True, **more)
@@ -69,7 +77,7 @@ def check(model: str, replies: list[Reply], expected: Expected, prompt_tokens: i
     assert ending(replies) == expected.reason
     assert ending(replies, "stop_reason") == expected.stop_reason
     assert "finish_reason" in replies[-1].outputs, "the last response is the terminal one"
-    if not model.endswith("ensemble"):
+    if not takes_text(model):
         assert joined_ids(replies) == expected.ids
     text = decode(expected.ids) if expected.text is None else expected.text
     assert joined_text(replies) == text
@@ -133,7 +141,7 @@ def test_end_id_through_the_ensemble(scripted: Server, model: str) -> None:
     check(model, replies, Expected("stop", 4, TEXT_IDS[:3], str(end)), len(TEXT_IDS))
 
 
-@pytest.mark.parametrize("model", ["short", "short_ensemble"])
+@pytest.mark.parametrize("model", paths_of("short"))
 def test_context_full(scripted: Server, model: str) -> None:
     room = 24 - len(TEXT_IDS)
     replies = ask(scripted.grpc, model, fields_of(model, room, streaming=True))
@@ -146,7 +154,7 @@ def test_context_full(scripted: Server, model: str) -> None:
 @pytest.mark.parametrize("model", PATHS)
 @pytest.mark.parametrize("how", ["timeout_ms", "triton"])
 def test_deadline(scripted: Server, model: str, how: str) -> None:
-    paced = "paced" if model == "llm" else "paced_ensemble"
+    paced = "paced" if model == "llm" else f"paced_{model}"
     before = scripted.metrics()
     fields = fields_of(paced, 3000, streaming=True)
     with Stream(scripted.grpc) as stream:
@@ -170,7 +178,7 @@ def test_deadline(scripted: Server, model: str, how: str) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["narrow", "narrow_ensemble"])
+@pytest.mark.parametrize("model", paths_of("narrow"))
 def test_full_queue_rejects(scripted: Server, model: str) -> None:
     def waiting() -> float:
         return scripted.metrics().value("slipstream_waiting", model="narrow")
@@ -196,8 +204,8 @@ def test_full_queue_rejects(scripted: Server, model: str) -> None:
 
 @contextmanager
 def loaded(server: Server, name: str) -> Iterator[None]:
-    """A model and its ensemble, loaded anew and unloaded afterwards."""
-    models = (name, f"{name}_ensemble")
+    """A model and its ensembles, loaded anew and unloaded afterwards."""
+    models = paths_of(name)
     for model in models:
         load(server.grpc, model)
     try:
@@ -208,7 +216,7 @@ def loaded(server: Server, name: str) -> Iterator[None]:
         wait_for(lambda: not any(map(server.is_ready, models)), 10, f"{name} unloads")
 
 
-@pytest.mark.parametrize("model", ["failing", "failing_ensemble"])
+@pytest.mark.parametrize("model", paths_of("failing"))
 def test_error_of_the_worker(scripted: Server, model: str) -> None:
     with loaded(scripted, "failing"):
         replies = ask(scripted.grpc, model, fields_of(model, 30, streaming=True))
@@ -239,7 +247,7 @@ def test_preempted_then_done(scripted: Server) -> None:
     assert scripted.metrics().value("slipstream_kv_tokens", model="cramped", state="used") == 0
 
 
-@pytest.mark.parametrize("model", ["paced", "paced_ensemble"])
+@pytest.mark.parametrize("model", paths_of("paced"))
 @pytest.mark.parametrize("streaming", [False, True])
 def test_stop_request(scripted: Server, model: str, streaming: bool) -> None:
     def generated() -> float:

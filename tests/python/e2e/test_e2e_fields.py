@@ -14,6 +14,7 @@ from e2e_client import infer, input_types, model_config, prompt, question
 from e2e_fields import (
     NEUTRAL_ENSEMBLE,
     NEUTRAL_LLM,
+    NOT_BY_ONE_NAME,
     REFUSED_ENSEMBLE,
     REFUSED_LLM,
     UNLIMITED_ENSEMBLE,
@@ -25,7 +26,8 @@ from e2e_server import Server
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNSUPPORTED = grpc.StatusCode.UNIMPLEMENTED
-MODELS = {"llm": "unary", "ensemble": "unary_ensemble"}
+MODELS = {"llm": "unary", "ensemble": "unary_ensemble", "steps": "unary_steps"}
+both_ensembles = pytest.mark.parametrize("ensemble", ["unary_ensemble", "unary_steps"])
 
 
 def fields_of(model: str, name: str, value: Any) -> dict[str, Any]:
@@ -42,6 +44,11 @@ def refusal(server: Server, model: str, name: str, value: Any) -> tuple[grpc.Sta
     with pytest.raises(grpc.RpcError) as caught:
         infer(server.grpc, model, fields_of(model, name, value))
     return caught.value.code(), str(caught.value.details())
+
+
+def called(ensemble: str, tensor: str, name: str) -> str:
+    """How an ensemble's messages name a field: as its step does, the fused one in both ways."""
+    return tensor if ensemble == "unary_steps" or tensor == name else f"{tensor} ({name})"
 
 
 @pytest.mark.parametrize("base", MODELS)
@@ -74,9 +81,14 @@ def test_wrong_value_of_llm(scripted: Server, name: str, value: Any, message: st
 
 
 @pytest.mark.parametrize(("name", "value", "message"), WRONG_ENSEMBLE, ids=ids_of(WRONG_ENSEMBLE))
-def test_wrong_value_of_ensemble(scripted: Server, name: str, value: Any, message: str) -> None:
-    code, details = refusal(scripted, "unary_ensemble", name, value)
+@both_ensembles
+def test_wrong_value_of_ensemble(
+    scripted: Server, ensemble: str, name: str, value: Any, message: str
+) -> None:
+    code, details = refusal(scripted, ensemble, name, value)
     assert re.search(message, details), details
+    if ensemble == "unary_ensemble" and name not in NOT_BY_ONE_NAME:
+        assert re.search(rf"\b{name}\b", details), details
     assert code is INVALID
 
 
@@ -88,11 +100,12 @@ def test_refused_by_llm(scripted: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED_ENSEMBLE)
-def test_refused_by_ensemble(scripted: Server, name: str) -> None:
+@both_ensembles
+def test_refused_by_ensemble(scripted: Server, ensemble: str, name: str) -> None:
     value, shown = REFUSED_ENSEMBLE[name]
-    code, details = refusal(scripted, "unary_ensemble", name, value)
+    code, details = refusal(scripted, ensemble, name, value)
     assert code is UNSUPPORTED
-    assert f"{shown}: not supported" in details
+    assert f"{called(ensemble, shown, name)}: not supported" in details
 
 
 @pytest.mark.parametrize("name", NEUTRAL_LLM)
@@ -105,11 +118,13 @@ def test_neutral_values_of_llm(scripted: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEUTRAL_ENSEMBLE)
-def test_neutral_values_of_ensemble(scripted: Server, name: str) -> None:
+@both_ensembles
+def test_neutral_values_of_ensemble(scripted: Server, ensemble: str, name: str) -> None:
     neutral, asking, shown = NEUTRAL_ENSEMBLE[name]
-    assert infer(scripted.grpc, "unary_ensemble", fields_of("ensemble", name, neutral)).text()
-    code, details = refusal(scripted, "unary_ensemble", name, asking)
+    assert infer(scripted.grpc, ensemble, fields_of(ensemble, name, neutral)).text()
+    code, details = refusal(scripted, ensemble, name, asking)
     assert code is UNSUPPORTED
+    shown = re.escape(called(ensemble, shown, name))
     assert re.search(rf"\b{shown}: \S+ is not supported, must be ", details), details
 
 
@@ -120,9 +135,10 @@ def test_any_value_of_llm(scripted: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNLIMITED_ENSEMBLE)
-def test_any_value_of_ensemble(scripted: Server, name: str) -> None:
-    fields = fields_of("unary_ensemble", name, UNLIMITED_ENSEMBLE[name])
-    assert infer(scripted.grpc, "unary_ensemble", fields).outputs["text_output"].shape == (1,)
+@both_ensembles
+def test_any_value_of_ensemble(scripted: Server, ensemble: str, name: str) -> None:
+    fields = fields_of(ensemble, name, UNLIMITED_ENSEMBLE[name])
+    assert infer(scripted.grpc, ensemble, fields).outputs["text_output"].shape == (1,)
 
 
 RETENTION = {

@@ -40,33 +40,38 @@ def echo(count: int) -> list[int]:
 
 
 def test_sigterm_drains(servers: ServerPool) -> None:
-    """Streams of `llm` finish.
+    """Streams of `llm` and of the fused ensemble finish.
 
     Two things this server does itself: it stops the later steps of an ensemble at once, and it
     keeps a model as long as a client keeps the gRPC stream open that it was used on.
     """
     with servers.own(DRAINED) as server, ExitStack() as stack:
-        streams = [stack.enter_context(Stream(server.grpc)) for _ in range(4)]
-        for stream in streams:
+        streams = [stack.enter_context(Stream(server.grpc)) for _ in range(8)]
+        for stream in streams[:4]:
             stream.send("llm", prompt(TEXT_IDS, COUNT, streaming=True, return_finish_reason=True))
+        for stream in streams[4:]:
+            stream.send("ensemble", question(TEXT, COUNT, stream=True, return_finish_reason=True))
         early = [[stream.next() for _ in range(3)] for stream in streams]
         server.process.terminate()
         wait_for(lambda: not server.process.is_ready(), 5, "the server is not ready any more")
-        for stream, replies in zip(streams, early, strict=True):
+        for number, (stream, replies) in enumerate(zip(streams, early, strict=True)):
             replies += stream.until_final()
             assert {reply.error for reply in replies} == {""}
             assert ending(replies) == "length"
-            assert joined_ids(replies) == echo(COUNT)
+            if number < 4:
+                assert joined_ids(replies) == echo(COUNT)
+            else:
+                assert joined_text(replies) == decode(echo(COUNT))
             assert stream.end() == []
         assert server.process.wait() == 0
 
 
-def test_draining_first_lets_streams_through_the_ensemble_finish(servers: ServerPool) -> None:
+def test_draining_first_lets_streams_through_steps_finish(servers: ServerPool) -> None:
     """What Ctrl-C on `slipstream serve` does, since SIGTERM alone would cut them off."""
     with servers.own(DRAINED) as server, ExitStack() as stack:
         streams = [stack.enter_context(Stream(server.grpc)) for _ in range(4)]
         for stream in streams:
-            stream.send("ensemble", question(TEXT, COUNT, stream=True, return_finish_reason=True))
+            stream.send("steps", question(TEXT, COUNT, stream=True, return_finish_reason=True))
         early = [[stream.next()] for stream in streams]
         with ThreadPoolExecutor(1) as pool:
             draining = pool.submit(server.process.drain)
@@ -80,24 +85,27 @@ def test_draining_first_lets_streams_through_the_ensemble_finish(servers: Server
 
 
 def test_failed_streams_of_an_ensemble_do_not_hold_up_the_end(servers: ServerPool) -> None:
-    """This server must be handed errors with care: see Delivery::HoldErrors."""
+    """This server must be handed errors of steps with care: see Delivery::HoldErrors."""
     with servers.own(DRAINED) as server:
 
         def expire(index: int) -> str:
+            model = "steps" if index % 2 else "ensemble"
             fields = question(f"{TEXT} {index}", COUNT, stream=True, timeout_ms=150 + 5 * index)
-            return ask(server.grpc, "ensemble", fields)[-1].error
+            return ask(server.grpc, model, fields)[-1].error
 
         with ThreadPoolExecutor(16) as pool:
             errors = set(pool.map(expire, range(32)))
-        assert errors == {"in ensemble 'ensemble', the request's deadline (timeout) passed"}
-        for _ in range(3):
-            stream = Stream(server.grpc)
-            stream.send("ensemble", question(TEXT, 3000, stream=True))
-            assert not stream.next().error
-            stream.cancel()
-        events = generate_stream(server.http, "ensemble", question(TEXT, 3000, stream=True))
-        assert next(events)
-        events.close()  # type: ignore[attr-defined]
+        passed = "the request's deadline (timeout) passed"
+        assert errors == {passed, f"in ensemble 'steps', {passed}"}
+        for model in ("ensemble", "steps"):
+            for _ in range(3):
+                stream = Stream(server.grpc)
+                stream.send(model, question(TEXT, 3000, stream=True))
+                assert not stream.next().error
+                stream.cancel()
+            events = generate_stream(server.http, model, question(TEXT, 3000, stream=True))
+            assert next(events)
+            events.close()  # type: ignore[attr-defined]
         wait_for(
             lambda: server.metrics().value("slipstream_running", model="llm") == 0,
             5,
@@ -118,11 +126,15 @@ def state_of(server: Server, model: str) -> tuple[str, str]:
 def test_unload_drains(scripted: Server) -> None:
     load(scripted.grpc, "leaving")
     load(scripted.grpc, "leaving_ensemble")
-    with Stream(scripted.grpc) as direct, Stream(scripted.grpc) as piped:
+    load(scripted.grpc, "leaving_steps")
+    with ExitStack() as stack:
+        direct, fused, piped = (stack.enter_context(Stream(scripted.grpc)) for _ in range(3))
         direct.send("leaving", prompt(TEXT_IDS, COUNT, streaming=True))
-        piped.send("leaving_ensemble", question(TEXT, COUNT, stream=True))
-        early = [direct.next()], [piped.next()]
+        fused.send("leaving_ensemble", question(TEXT, COUNT, stream=True))
+        piped.send("leaving_steps", question(TEXT, COUNT, stream=True))
+        early = [direct.next()], [fused.next()], [piped.next()]
         unload(scripted.grpc, "leaving_ensemble")
+        unload(scripted.grpc, "leaving_steps")
         unload(scripted.grpc, "leaving")
         wait_for(lambda: not scripted.is_ready("leaving"), 5, "it is not ready any more")
         [refused] = ask(scripted.grpc, "leaving", prompt(TEXT_IDS, 3))
@@ -130,9 +142,10 @@ def test_unload_drains(scripted: Server) -> None:
         replies = early[0] + direct.until_final()
         assert {reply.error for reply in replies} == {""}
         assert joined_ids(replies) == echo(COUNT)
-        replies = early[1] + piped.until_final()
-        assert {reply.error for reply in replies} == {""}
-        assert joined_text(replies) == decode(echo(COUNT))
+        for first, stream in ((early[1], fused), (early[2], piped)):
+            replies = first + stream.until_final()
+            assert {reply.error for reply in replies} == {""}
+            assert joined_text(replies) == decode(echo(COUNT))
     wait_for(lambda: state_of(scripted, "leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
     assert "leaving" not in {
         dict(labels).get("model")
@@ -140,6 +153,30 @@ def test_unload_drains(scripted: Server) -> None:
         if name.startswith(("slipstream_", "nv_trt_llm_"))
     }
     assert ask(scripted.grpc, "llm", prompt([9], 2))[0].ids() == [9, 9, 9]
+
+
+def test_the_fused_ensemble_finds_its_llm_at_each_request(scripted: Server) -> None:
+    ensemble, text = "leaving_ensemble", question(TEXT, 3, exclude_input_in_output=True)
+    load(scripted.grpc, ensemble)  # before its llm
+    for _ in range(2):
+        [lost] = ask(scripted.grpc, ensemble, text)
+        assert lost.final
+        assert lost.error == (
+            "parameter llm_model_name: model 'leaving' is not loaded here, or is no model of role "
+            "llm"
+        )
+        load(scripted.grpc, "leaving")
+        assert joined_text(ask(scripted.grpc, ensemble, text)) == decode(echo(3))
+        with Stream(scripted.grpc) as stream:
+            stream.send(ensemble, question(TEXT, COUNT, stream=True))
+            replies = [stream.next()]
+            unload(scripted.grpc, "leaving")  # under a running stream, which it lets finish
+            replies += stream.until_final()
+            assert {reply.error for reply in replies} == {""}
+            assert joined_text(replies) == decode(echo(COUNT))
+        wait_for(lambda: state_of(scripted, "leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
+    unload(scripted.grpc, ensemble)
+    wait_for(lambda: state_of(scripted, ensemble)[0] == "UNAVAILABLE", 10, "it is unloaded")
 
 
 def test_a_model_can_be_loaded_again(scripted: Server) -> None:
@@ -165,7 +202,7 @@ def test_a_worker_that_cannot_load_says_why(scripted: Server, model: str, messag
 
 
 def test_readiness(scripted: Server) -> None:
-    for model in ("llm", "ensemble", "preprocessing", "postprocessing"):
+    for model in ("llm", "ensemble", "steps", "preprocessing", "postprocessing"):
         assert scripted.is_ready(model)
     assert scripted.metrics().value("slipstream_ready", model="llm") == 1
     load(scripted.grpc, "failing")

@@ -31,31 +31,38 @@ def heavy_strings() -> list[str]:
     return sorted(made)
 
 
-def over_grpc(server: Server, text: str, count: int) -> list[str]:
-    return [r.text() for r in ask(server.grpc, "ensemble", question(text, count, stream=True))]
+both_ensembles = pytest.mark.parametrize("ensemble", ["ensemble", "steps"])
 
 
-def over_http(server: Server, text: str, count: int) -> list[str]:
-    events = generate_stream(server.http, "ensemble", question(text, count, stream=True))
+def over_grpc(server: Server, ensemble: str, text: str, count: int) -> list[str]:
+    return [r.text() for r in ask(server.grpc, ensemble, question(text, count, stream=True))]
+
+
+def over_http(server: Server, ensemble: str, text: str, count: int) -> list[str]:
+    events = generate_stream(server.http, ensemble, question(text, count, stream=True))
     return [event["text_output"] for event in events]
 
 
 @pytest.mark.parametrize(
     ("stream", "clients"), [(over_grpc, 8), (over_http, 4)], ids=["grpc", "http"]
 )
+@both_ensembles
 def test_echoed_text(
-    scripted: Server, stream: Callable[[Server, str, int], list[str]], clients: int
+    scripted: Server,
+    ensemble: str,
+    stream: Callable[[Server, str, str, int], list[str]],
+    clients: int,
 ) -> None:
     texts = heavy_strings()
 
     def check(text: str) -> int:
         ids = tokenizer()(text)["input_ids"]
         expected = decode(ids)
-        pieces = stream(scripted, text, len(ids))
+        pieces = stream(scripted, ensemble, text, len(ids))
         assert "".join(pieces) == expected
         assert not any("\ufffd" in piece for piece in pieces)
         fields = question(text, len(ids), exclude_input_in_output=True)
-        assert generate(scripted.http, "ensemble", fields)[1]["text_output"] == expected
+        assert generate(scripted.http, ensemble, fields)[1]["text_output"] == expected
         return len(ids)
 
     with ThreadPoolExecutor(clients) as pool:
@@ -64,7 +71,8 @@ def test_echoed_text(
     assert sum(counts) > 5000  # most characters are several tokens
 
 
-def test_streams_keep_their_order(scripted: Server) -> None:
+@both_ensembles
+def test_streams_keep_their_order(scripted: Server, ensemble: str) -> None:
     """64 streams of 200 tokens each: no gap, no duplicate, nothing of a neighbour."""
     streams, count = 64, 200
 
@@ -74,7 +82,7 @@ def test_streams_keep_their_order(scripted: Server) -> None:
     def follow(index: int) -> list[Reply]:
         fields = question(text_of(index), count, stream=True, return_usage=True)
         with Stream(scripted.grpc) as stream:
-            replies = stream.ask("ensemble", fields)
+            replies = stream.ask(ensemble, fields)
             assert stream.end() == []
         return replies
 

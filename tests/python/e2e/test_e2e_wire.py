@@ -32,6 +32,8 @@ NEW = 7
 ECHO = (IDS * 2)[:NEW]
 TEXT = "Once upon a time there was a fox"
 
+both_ensembles = pytest.mark.parametrize("ensemble", ["ensemble", "steps"])
+
 
 def echo_of(text: str, count: int) -> list[int]:
     ids = tokenizer()(text)["input_ids"]
@@ -95,7 +97,7 @@ def test_http_client(scripted: Server) -> None:
     assert result.as_numpy("output_ids").tolist() == [[IDS + ECHO]]
 
 
-@pytest.mark.parametrize("model", ["unary_ensemble", "ensemble"])
+@pytest.mark.parametrize("model", ["unary_ensemble", "ensemble", "unary_steps", "steps"])
 def test_http_generate(scripted: Server, model: str) -> None:
     body = {"text_input": TEXT, "max_tokens": 8, "return_usage": True, "return_finish_reason": True}
     status, answer = generate(scripted.http, model, body)
@@ -108,9 +110,10 @@ def test_http_generate(scripted: Server, model: str) -> None:
     assert (status, answer["text_output"]) == (200, decode(echo_of(TEXT, 8)))
 
 
-def test_http_generate_stream(scripted: Server) -> None:
+@both_ensembles
+def test_http_generate_stream(scripted: Server, ensemble: str) -> None:
     body = question(TEXT, 20, stream=True, return_finish_reason=True)
-    events = list(generate_stream(scripted.http, "ensemble", body))
+    events = list(generate_stream(scripted.http, ensemble, body))
     assert "".join(event["text_output"] for event in events) == decode(echo_of(TEXT, 20))
     assert [e["finish_reason"] for e in events if "finish_reason" in e] == ["length"]
     assert "finish_reason" in events[-1]
@@ -133,20 +136,22 @@ def test_streamed_responses_are_deltas(scripted: Server) -> None:
 
 
 @pytest.mark.parametrize("excluded", [False, True])
-def test_exclude_input_in_output(scripted: Server, excluded: bool) -> None:
+@both_ensembles
+def test_exclude_input_in_output(scripted: Server, ensemble: str, excluded: bool) -> None:
     fields = prompt(IDS, NEW, exclude_input_in_output=excluded)
     [reply] = ask(scripted.grpc, "llm", fields)
     assert reply.ids() == (ECHO if excluded else IDS + ECHO)
     text = question(TEXT, NEW, exclude_input_in_output=excluded)
-    replies = ask(scripted.grpc, "ensemble", text)
+    replies = ask(scripted.grpc, ensemble, text)
     ids = tokenizer()(TEXT)["input_ids"]
     assert joined_text(replies) == decode(([] if excluded else ids) + echo_of(TEXT, NEW))
     assert replies[0].outputs["text_output"].shape == (1,)
 
 
-def test_ensemble_stream_equals_the_whole(scripted: Server) -> None:
-    whole = ask(scripted.grpc, "ensemble", question(TEXT, 40, exclude_input_in_output=True))
-    pieces = ask(scripted.grpc, "ensemble", question(TEXT, 40, stream=True), request_id="my id")
+@both_ensembles
+def test_ensemble_stream_equals_the_whole(scripted: Server, ensemble: str) -> None:
+    whole = ask(scripted.grpc, ensemble, question(TEXT, 40, exclude_input_in_output=True))
+    pieces = ask(scripted.grpc, ensemble, question(TEXT, 40, stream=True), request_id="my id")
     assert joined_text(pieces) == joined_text(whole) == decode(echo_of(TEXT, 40))
     assert {reply.id for reply in pieces} == {"my id"}
     assert len(pieces) > 1
@@ -177,7 +182,8 @@ def test_padded_rows_of_a_batch_have_an_index(scripted: Server) -> None:
     }
 
 
-def test_streamed_batch_through_the_ensemble(scripted: Server) -> None:
+@both_ensembles
+def test_streamed_batch_through_the_ensemble(scripted: Server, ensemble: str) -> None:
     texts = ["one fox", "two owls and a cat", "a hen"]
     fields = {
         "text_input": np.array([[text] for text in texts], object),
@@ -185,7 +191,7 @@ def test_streamed_batch_through_the_ensemble(scripted: Server) -> None:
         "stream": np.array([[True]] * 3),
     }
     found = {0: "", 1: "", 2: ""}
-    for reply in ask(scripted.grpc, "ensemble", fields):
+    for reply in ask(scripted.grpc, ensemble, fields):
         if reply.outputs:
             found[reply.one("batch_index")] += reply.text()
     assert found == {i: decode(echo_of(text, 12)) for i, text in enumerate(texts)}
@@ -219,11 +225,15 @@ def test_requested_outputs(scripted: Server) -> None:
         assert caught.value.details() == (
             f"{missing} tensor must be present in list of output tensors"
         )
-    # Through the ensemble any one is enough.
+
+
+@pytest.mark.parametrize("ensemble", ["unary_ensemble", "unary_steps"])
+def test_requested_outputs_of_the_ensemble(scripted: Server, ensemble: str) -> None:
+    """Any one is enough."""
     text = question(TEXT, 3, return_finish_reason=True)
-    reply = infer(scripted.grpc, "unary_ensemble", text, outputs=["text_output"])
+    reply = infer(scripted.grpc, ensemble, text, outputs=["text_output"])
     assert list(reply.outputs) == ["text_output"]
-    reply = infer(scripted.grpc, "unary_ensemble", text, outputs=["text_output", "finish_reason"])
+    reply = infer(scripted.grpc, ensemble, text, outputs=["text_output", "finish_reason"])
     assert sorted(reply.outputs) == ["finish_reason", "text_output"]
 
 
@@ -245,9 +255,10 @@ def test_log_probs(scripted: Server, streaming: bool) -> None:
     assert ids.tolist() == [[[t, t + 1] for t in IDS * 2]]
 
 
-def test_log_probs_through_the_ensemble(scripted: Server) -> None:
+@pytest.mark.parametrize("ensemble", ["unary_ensemble", "unary_steps"])
+def test_log_probs_through_the_ensemble(scripted: Server, ensemble: str) -> None:
     fields = question(TEXT, 6, return_log_probs=True)
-    reply = infer(scripted.grpc, "unary_ensemble", fields)
+    reply = infer(scripted.grpc, ensemble, fields)
     assert reply.outputs["output_log_probs"].tolist() == [[script_logprobs(6)]]
     assert reply.outputs["cum_log_probs"].tolist() == [[sum(script_logprobs(6))]]
 
@@ -311,6 +322,7 @@ def test_token_counts(scripted: Server) -> None:
     for model, fields in (
         ("llm", prompt(IDS, 4, streaming=True, **counts)),
         ("ensemble", question("a fox", 4, stream=True, **counts)),
+        ("steps", question("a fox", 4, stream=True, **counts)),
     ):
         replies = ask(scripted.grpc, model, fields)
         given = len(IDS) if model == "llm" else len(tokenizer()("a fox")["input_ids"])

@@ -77,3 +77,11 @@ def repository(tmp_path: Path, configure: Callable[..., SlipstreamConfig]) -> Pa
     folder = tmp_path / "repository"
     build_repository(configure(), folder)
     return folder
+
+
+@pytest.fixture
+def steps_repository(tmp_path: Path, configure: Callable[..., SlipstreamConfig]) -> Path:
+    """A generated repository with an ensemble of steps."""
+    folder = tmp_path / "steps_repository"
+    build_repository(configure(ensemble="steps"), folder)
+    return folder

@@ -11,10 +11,11 @@ import pytest
 from slipstream.config import Role, SlipstreamConfig, role_parameters
 from slipstream.repository.drop_in import OTHER_KEYS, PLACEHOLDERS
 from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES
+from slipstream.repository.wiring import STEPS
 
 from .conftest import ROOT
 
-ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize")
+ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize")  # with tables of their own
 
 
 def source(name: str) -> str:
@@ -42,10 +43,12 @@ def backend_keys(role: Role) -> set[str]:
     else:
         name = role.capitalize()
         bodies = ["TokenizerRows() {", f"StatusOr<{name}Parameters> {name}Parameters::FromMap("]
+        if role != "detokenize":
+            bodies.append("TokenizeRows() {")
     return set().union(*(row_keys(function(text, body)) for body in bodies))
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [*ROLES, "pipeline"])
 def test_parameters_agree(role: Role) -> None:
     ours = {
         *role_parameters(SlipstreamConfig(), role),
@@ -114,3 +117,54 @@ def test_tensors_agree(role: Role, kind: str) -> None:
 
 def test_outputs_are_declared_in_the_order_of_responses() -> None:
     assert [t.name for t in INTERFACES["llm"].outputs][:2] == ["output_ids", "sequence_length"]
+
+
+WIRE = re.compile(r'\{"(\w+)",\s*(kTokenize|kLlm),\s*"(\w+)"\}')
+STEP = {"kTokenize": "tokenize", "kLlm": "llm"}
+
+
+def backend_wires() -> list[tuple[str, str, str]]:
+    """(client's name, role of the step, the step's name), in order"""
+    body = function(source("pipeline_wiring.cc"), "const std::vector<Wire>& PipelineWires() {")
+    return [(name, STEP[step], tensor) for name, step, tensor in WIRE.findall(body)]
+
+
+def test_the_pipeline_is_wired_like_the_steps() -> None:
+    declared = [tensor.name for tensor in INTERFACES["pipeline"].inputs]
+    assert [name for name, _, _ in backend_wires()] == declared
+    wanted = {
+        (name, step.role, tensor)
+        for step in STEPS
+        for tensor, name in step.inputs
+        if name in declared
+    }
+    assert wanted > set(backend_wires())
+    # What goes to two steps is the llm's: the tokenizer only passes it on, or pads with it.
+    twice = wanted - set(backend_wires())
+    assert {(role, tensor) for _, role, tensor in twice} == {
+        ("tokenize", "REQUEST_OUTPUT_LEN"),
+        ("tokenize", "END_ID"),
+        ("tokenize", "PAD_ID"),
+    }
+
+
+def test_the_pipeline_declares_what_the_steps_take() -> None:
+    rows = {
+        "llm": backend_rows("LlmInputs"),
+        "tokenize": backend_rows("TokenizeInputs"),
+    }
+    wires = {name: (step, tensor) for name, step, tensor in backend_wires()}
+    for tensor in INTERFACES["pipeline"].inputs:
+        step, name = wires[tensor.name]
+        dtype, dims, optional = rows[step][name]
+        assert tensor.dims == dims, tensor.name
+        assert tensor.optional == optional, tensor.name
+        if tensor.dtype not in DTYPE_CHOICES and dtype:
+            assert tensor.dtype == dtype, tensor.name
+
+
+def test_the_pipeline_answers_what_the_llm_answers() -> None:
+    inner = {"output_ids", "sequence_length", "context_phase_params", "flow"}
+    llm = [t for t in INTERFACES["llm"].outputs if t.name not in inner]
+    text_first = sorted(llm, key=lambda tensor: tensor.name != "text_output")
+    assert list(INTERFACES["pipeline"].outputs) == text_first

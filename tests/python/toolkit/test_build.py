@@ -21,17 +21,18 @@ def read(folder: Path, model: str) -> Any:
 
 
 @pytest.mark.parametrize("naming", list(NAMING))
+@pytest.mark.parametrize("ensemble", ["fused", "steps"])
 def test_repository_is_complete_and_clean(
-    tmp_path: Path, configure: Configure, naming: str
+    tmp_path: Path, configure: Configure, naming: str, ensemble: str
 ) -> None:
-    files = build_repository(configure(naming=naming), tmp_path / "r")
+    files = build_repository(configure(naming=naming, ensemble=ensemble), tmp_path / "r")
     assert {file.parent.name for file in files} == set(NAMING[naming].values())
     assert all((file.parent / "1").is_dir() for file in files)
     assert all("${" not in file.read_text() for file in files)
     assert lint_repository(tmp_path / "r") == []
 
 
-@pytest.mark.parametrize("role", ["llm", "tokenize", "detokenize", "ensemble"])
+@pytest.mark.parametrize("role", ["llm", "tokenize", "detokenize", "pipeline"])
 def test_tensors_are_declared_as_in_the_table(repository: Path, role: str) -> None:
     message = read(repository, NAMING["slipstream"][role])
     assert message.max_batch_size == 64
@@ -69,15 +70,43 @@ def test_difficult_values_survive(tmp_path: Path, configure: Configure) -> None:
     assert read(tmp_path / "r", "llm").parameters["python_executable"].string_value == value
 
 
-def test_types_are_chosen_in_both_models(tmp_path: Path, configure: Configure) -> None:
-    build_repository(configure(logits_datatype="FP16"), tmp_path / "r")
+@pytest.mark.parametrize("ensemble", ["fused", "steps"])
+def test_types_are_chosen_in_both_models(
+    tmp_path: Path, configure: Configure, ensemble: str
+) -> None:
+    build_repository(configure(logits_datatype="FP16", ensemble=ensemble), tmp_path / "r")
     for model in ("llm", "ensemble"):
         outputs = {entry.name: entry for entry in read(tmp_path / "r", model).output}
         assert outputs["context_logits"].data_type == type_number("FP16")
     assert lint_repository(tmp_path / "r") == []
 
 
-def test_ensemble_wiring(repository: Path) -> None:
+def test_both_ensembles_have_one_interface(repository: Path, steps_repository: Path) -> None:
+    fused, steps = read(repository, "ensemble"), read(steps_repository, "ensemble")
+    assert list(fused.input) == list(steps.input)
+    assert list(fused.output) == list(steps.output)
+    assert fused.max_batch_size == steps.max_batch_size
+
+
+@pytest.mark.parametrize("naming", list(NAMING))
+def test_fused_ensemble(tmp_path: Path, configure: Configure, naming: str) -> None:
+    config = configure(naming=naming, preprocessing_instances=3, decoupled=False)
+    build_repository(config, tmp_path / "r")
+    message = read(tmp_path / "r", "ensemble")
+    assert (message.backend, message.platform) == ("slipstream", "")
+    assert not message.HasField("ensemble_scheduling")
+    assert not message.HasField("dynamic_batching")
+    assert not message.model_transaction_policy.decoupled
+    assert [group.count for group in message.instance_group] == [3]
+    assert message.parameters["role"].string_value == "pipeline"
+    assert message.parameters["llm_model_name"].string_value == NAMING[naming]["llm"]
+    tokenize = read(tmp_path / "r", "preprocessing").parameters
+    for key in tokenize.keys() - {"role"}:
+        assert message.parameters[key].string_value == tokenize[key].string_value, key
+
+
+def test_wiring_of_the_steps(steps_repository: Path) -> None:
+    repository = steps_repository
     steps = {s.model_name: s for s in read(repository, "ensemble").ensemble_scheduling.step}
     llm = steps["llm"]
     assert llm.input_map["runtime_top_k"] == "top_k"

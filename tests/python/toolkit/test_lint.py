@@ -42,26 +42,55 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
          "placeholder left in '${dtype}'"),
         ("llm", 'string_value: "{}"', 'string_value: "{"', "parameters[scripted]: is not JSON"),
         ("llm", 'string_value: "llm"', 'string_value: "lm"',
-         "parameters[role]: 'lm' is none of llm, tokenize, detokenize; the nearest is 'llm'"),
+         "parameters[role]: 'lm' is none of llm, tokenize, detokenize, pipeline; the nearest is "
+         "'llm'"),
         ("llm", 'name: "llm"', 'name: "other"', "name: 'other' differs from the folder's name"),
         ("postprocessing", "count: 1", "count: 2", "instance_group.count: 2: must be 1"),
-        ("ensemble", 'model_name: "llm"', 'model_name: "lm"',
-         "step[lm]: no such model; the nearest is 'llm'"),
-        ("ensemble", 'key: "QUERY"', 'key: "QUERIES"',
-         "step[preprocessing].input_map[QUERIES]: preprocessing has no such input; the nearest is "
-         "'QUERY'"),
-        ("ensemble", 'value: "_input_ids"', 'value: "_inputs"',
-         "step[llm].input_map[input_ids]: nothing makes '_input_ids'; the nearest is"),
-        ("ensemble", 'value: "temperature"', 'value: "top_k"',
-         "step[llm].input_map[temperature]: is TYPE_FP32, but the client makes TYPE_INT32"),
-        ("ensemble", 'value: "bad_words"', 'value: "text_input"',
-         "tensor[bad_words]: made by the client, but never used"),
-        ("ensemble", "max_batch_size: 64", "max_batch_size: 128", "takes batches of 64"),
-        ("ensemble", 'platform: "ensemble"', 'platform: "ensembl"',
-         "'ensembl', must be 'ensemble'"),
+        ("ensemble", 'key: "llm_model_name"', 'key: "lm_model_name"',
+         "parameters[lm_model_name]: unknown; the nearest is 'llm_model_name'"),
+        ("ensemble", 'key: "llm_model_name"', 'key: "tokenizer_type"',
+         "parameters[llm_model_name]: missing; 'llm' applies"),
+        ("ensemble", 'string_value: "llm"', 'string_value: "postprocessing"',
+         "parameters[llm_model_name]: 'postprocessing' is no model of role llm; the nearest is "
+         "'llm'"),
+        ("ensemble", "max_batch_size: 64", "max_batch_size: 128",
+         "max_batch_size: 128, but llm takes batches of 64"),
+        ("ensemble", "decoupled: true", "decoupled: false",
+         "model_transaction_policy.decoupled: false, but llm has true"),
+        ("ensemble", 'name: "top_k"', 'name: "runtime_top_k"',
+         "input[runtime_top_k]: no such tensor; the nearest is 'top_k'"),
     ],
 )  # fmt: skip
 def test_faults_are_named(repository: Path, model: str, old: str, new: str, expected: str) -> None:
+    check_fault(repository, model, old, new, expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('model_name: "llm"', 'model_name: "lm"',
+         "step[lm]: no such model; the nearest is 'llm'"),
+        ('key: "QUERY"', 'key: "QUERIES"',
+         "step[preprocessing].input_map[QUERIES]: preprocessing has no such input; the nearest is "
+         "'QUERY'"),
+        ('value: "_input_ids"', 'value: "_inputs"',
+         "step[llm].input_map[input_ids]: nothing makes '_input_ids'; the nearest is"),
+        ('value: "temperature"', 'value: "top_k"',
+         "step[llm].input_map[temperature]: is TYPE_FP32, but the client makes TYPE_INT32"),
+        ('value: "bad_words"', 'value: "text_input"',
+         "tensor[bad_words]: made by the client, but never used"),
+        ("max_batch_size: 64", "max_batch_size: 128", "takes batches of 64"),
+        ('platform: "ensemble"', 'platform: "ensembl"',
+         "'ensembl', must be 'ensemble'"),
+    ],
+)  # fmt: skip
+def test_faults_of_steps_are_named(
+    steps_repository: Path, old: str, new: str, expected: str
+) -> None:
+    check_fault(steps_repository, "ensemble", old, new, expected)
+
+
+def check_fault(repository: Path, model: str, old: str, new: str, expected: str) -> None:
     change(repository, model, old, new)
     lines = [str(finding) for finding in lint_repository(repository)]
     assert any(expected in line for line in lines), "\n".join(lines)
@@ -90,41 +119,50 @@ def test_other_backends_are_left_alone(repository: Path) -> None:
     assert [f.severity for f in lint_repository(repository)] == ["warning"]
 
 
-def test_a_broken_model_does_not_flood_the_report(repository: Path) -> None:
-    (repository / "llm" / "config.pbtxt").write_text("name: {")
-    findings = [str(finding) for finding in lint_repository(repository)]
-    assert len(findings) == 2
-    assert "step[llm]: not checked: llm/config.pbtxt cannot be read" in findings[0]
+def test_a_broken_model_does_not_flood_the_report(repository: Path, steps_repository: Path) -> None:
+    for folder, key in (
+        (repository, "parameters[llm_model_name]"),
+        (steps_repository, "step[llm]"),
+    ):
+        (folder / "llm" / "config.pbtxt").write_text("name: {")
+        findings = [str(finding) for finding in lint_repository(folder)]
+        assert len(findings) == 2
+        assert f"{key}: not checked: llm/config.pbtxt cannot be read" in findings[0]
 
 
 def test_not_a_repository(tmp_path: Path) -> None:
     assert [f.severity for f in lint_repository(tmp_path)] == ["error"]
 
 
-def missed(repository: Path, every: int) -> tuple[int, list[str]]:
-    """How many mutants were tried, and those that lint did not find."""
+def missed(files: list[Path], every: int) -> tuple[int, list[str]]:
+    """How many mutants of these files were tried, and those that lint did not find."""
     tried, escaped = 0, []
-    for file in sorted(repository.glob("*/config.pbtxt")):
+    for file in files:
         text = file.read_text()
         for number, (what, damaged) in enumerate(mutants(text)):
             if number % every:
                 continue
             file.write_text(damaged)
             tried += 1
-            if not lint_repository(repository):
+            if not lint_repository(file.parent.parent):
                 escaped.append(f"{file.parent.name}: {what}")
         file.write_text(text)
     return tried, escaped
 
 
-def test_lint_finds_a_sample_of_mutants(repository: Path) -> None:
-    tried, escaped = missed(repository, every=17)
+def mutable_files(repository: Path, steps_repository: Path) -> list[Path]:
+    """Each kind of model once."""
+    return [*sorted(repository.glob("*/config.pbtxt")), steps_repository / "ensemble/config.pbtxt"]
+
+
+def test_lint_finds_a_sample_of_mutants(repository: Path, steps_repository: Path) -> None:
+    tried, escaped = missed(mutable_files(repository, steps_repository), every=17)
     assert tried > 200
     assert len(escaped) <= 0.01 * tried, escaped
 
 
 @pytest.mark.slow
-def test_lint_finds_mutants(repository: Path) -> None:
-    tried, escaped = missed(repository, every=1)
+def test_lint_finds_mutants(repository: Path, steps_repository: Path) -> None:
+    tried, escaped = missed(mutable_files(repository, steps_repository), every=1)
     assert tried > 3000
     assert len(escaped) <= 0.01 * tried, escaped

@@ -13,7 +13,7 @@ import pytest
 
 from slipstream.repository import lint_repository
 from slipstream.repository.render import NAMING, parse_text
-from slipstream.repository.templates import render_templates
+from slipstream.repository.templates import render_fused_templates, render_templates
 
 from .conftest import ROOT
 
@@ -38,17 +38,21 @@ MANDATORY = "engine_dir:/m,triton_max_batch_size:4,decoupled_mode:true"
 @pytest.mark.parametrize("naming", list(NAMING))
 def test_templates_are_in_sync(naming: str) -> None:
     """Run tools/make_templates.py after a change of the tables."""
-    texts = {
-        file.parent.name: file.read_text() for file in (TEMPLATES / naming).glob("*/config.pbtxt")
-    }
-    assert texts == render_templates(naming)
-    assert all((TEMPLATES / naming / model / "1").is_dir() for model in texts)
+    for folder, rendered in (
+        (TEMPLATES / naming, render_templates(naming)),
+        (TEMPLATES / f"{naming}_fused", render_fused_templates(naming)),
+    ):
+        texts = {file.parent.name: file.read_text() for file in folder.glob("*/config.pbtxt")}
+        assert texts == rendered
+        assert all((folder / model / "1").is_dir() for model in texts)
 
 
-def fill_all(naming: str, tmp_path: Path, values: dict[str, str]) -> Path:
+def fill_all(naming: str, tmp_path: Path, values: dict[str, str], *, fused: bool) -> Path:
     """Fills every template with those of ``values`` that it has."""
     folder = tmp_path / "filled"
     shutil.copytree(TEMPLATES / naming, folder)
+    if fused:
+        shutil.copytree(TEMPLATES / f"{naming}_fused", folder, dirs_exist_ok=True)
     for file in folder.glob("*/config.pbtxt"):
         text = file.read_text()
         mine = [f"{key}:{value}" for key, value in values.items() if f"${{{key}}}" in text]
@@ -71,8 +75,12 @@ def fill_all(naming: str, tmp_path: Path, values: dict[str, str]) -> Path:
         ),
     ],
 )
-def test_mandatory_keys_are_enough(naming: str, values: dict[str, str], tmp_path: Path) -> None:
-    folder = fill_all(naming, tmp_path, values)
+@pytest.mark.parametrize("fused", [False, True])
+def test_mandatory_keys_are_enough(
+    naming: str, values: dict[str, str], fused: bool, tmp_path: Path
+) -> None:
+    folder = fill_all(naming, tmp_path, values, fused=fused)
+    assert ('platform: "ensemble"' in (folder / "ensemble/config.pbtxt").read_text()) != fused
     for file in folder.glob("*/config.pbtxt"):
         assert "${" not in file.read_text()
     findings = lint_repository(folder)

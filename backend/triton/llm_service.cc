@@ -1,0 +1,160 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/llm_service.h"
+
+#include <chrono>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "triton/error.h"
+#include "triton/process_factory.h"
+
+namespace slipstream::triton {
+namespace {
+
+// Lines of the log while the model loads: one for every new stage, else one every 5 s.
+WorkerPort::Progress LogProgress(const std::string& model) {
+  return [model, last = std::string(), next = uint64_t{0}](double fraction,
+                                                           const std::string& what) mutable {
+    const uint64_t now = MonotonicNs();
+    if (what == last && now < next) return;
+    last = what;
+    next = now + 5'000'000'000;
+    LogInfo("model " + model + ": " + std::to_string(static_cast<int>(fraction * 100)) + "% " +
+            what);
+  };
+}
+
+int64_t WallTimeUs() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace
+
+StatusOr<std::shared_ptr<LlmService>> LlmService::Create(const ModelConfig& config) {
+  auto parameters = LlmParameters::FromMap(config.parameters);
+  if (!parameters.ok()) return parameters.status();
+  LogWithoutEffect(config.name, parameters->without_effect);
+  auto service =
+      std::shared_ptr<LlmService>(new LlmService(config.name, std::move(parameters).value()));
+  if (Status s = service->Load(config); !s.ok()) return s;
+  return service;
+}
+
+LlmService::LlmService(std::string name, LlmParameters parameters)
+    : name_(std::move(name)), parameters_(std::move(parameters)), delivery_(Delivery::Create()) {}
+
+LlmService::~LlmService() { Stop(); }
+
+void LlmService::Stop() {
+  {
+    const std::unique_lock<std::shared_mutex> lock(gate_);
+    if (closed_) return;
+    closed_ = true;
+  }
+  watch_.reset();
+  if (executor_ != nullptr) {
+    const TimeNs deadline =
+        static_cast<TimeNs>(MonotonicNs()) + TimeNs{parameters_.drain_timeout_ms} * 1'000'000;
+    executor_->Shutdown(/*drain=*/true, deadline);
+  }
+  delivery_->Stop();  // after the last event, before the executor that it cancels requests of
+  metrics_.reset();
+}
+
+Status LlmService::Load(const ModelConfig& config) {
+  auto reader = ReaderSettings::Of(config);
+  if (!reader.ok()) return reader.status();
+  reader_ = std::move(reader).value();
+  auto port = MakeWorkerPort(parameters_);
+  if (!port.ok()) return port.status();
+  auto executor = Executor::Create(parameters_.executor, std::move(port).value(), delivery_.get(),
+                                   LogProgress(name_));
+  if (!executor.ok()) return executor.status();
+  executor_ = std::move(executor).value();
+  if (Status s = CheckLoaded(); !s.ok()) return s;
+
+  reader_.exclude_input_in_output = parameters_.exclude_input_in_output;
+  reader_.vocab_size = executor_->limits().vocab_size;
+  reader_.end_ids = executor_->worker_info().end_ids;
+  reader_.token_table = executor_->token_table();
+  delivery_->Start({parameters_.cancellation_check_period_ms, parameters_.flow_window,
+                    [this](RequestHandle handle) { executor_->Cancel(handle); }});
+  StartReporting(config.version);
+  return Status::Ok();
+}
+
+Status LlmService::CheckLoaded() const {
+  const int32_t context = executor_->limits().max_seq_len;
+  for (const int64_t window : parameters_.attention_windows) {
+    if (window < context) {
+      return Status::Unsupported("parameter max_attention_window_size: " + std::to_string(window) +
+                                 " is shorter than the model's context of " +
+                                 std::to_string(context) +
+                                 "; a window beyond the checkpoint's own is not served");
+    }
+  }
+  return Status::Ok();
+}
+
+void LlmService::StartReporting(int64_t version) {
+  const WorkerInfo& worker = executor_->worker_info();
+  const bool on_gpu = worker.device.rfind("cuda", 0) == 0;
+  metrics_ = MetricsReporter::Create(name_, version, parameters_.stats_check_period_ms,
+                                     [this, on_gpu, weights = worker.weight_bytes] {
+                                       return MetricsView{executor_->Metrics(), executor_->health(),
+                                                          on_gpu, weights, WallTimeUs()};
+                                     });
+  HealthWatch::Options options;
+  options.model = name_;
+  options.exit_on_fatal = parameters_.exit_on_fatal;
+  options.health = [this] { return executor_->health(); };
+  options.idle = [this] { return delivery_->num_live() == 0; };
+  watch_ = std::make_unique<HealthWatch>(std::move(options));
+}
+
+Status LlmService::Ready() const {
+  const Health health = executor_->health();
+  if (health == Health::kReady) return Status::Ok();
+  return Status::Unavailable("model " + name_ + " is " + HealthName(health));
+}
+
+void LlmService::Serve(LlmRequest request, const std::string& client_id,
+                       std::unique_ptr<ResponseChannel> channel) {
+  {
+    const std::shared_lock<std::shared_mutex> lock(gate_);
+    if (!closed_) {
+      if (!request.stop) {
+        Submit(std::move(request), std::move(channel));
+        return;
+      }
+      executor_->CancelByClientId(client_id);
+    }
+  }
+  if (request.stop) {
+    channel->Send({}, true);
+  } else {
+    channel->SendError(Status::Unavailable("model " + name_ + " is shutting down"), true);
+  }
+}
+
+void LlmService::Submit(LlmRequest request, std::unique_ptr<ResponseChannel> channel) {
+  const auto stream = std::make_shared<LlmStream>(std::move(channel), std::move(request.plan));
+  std::vector<RequestSpec>& rows = request.rows;
+  delivery_->Add(stream);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto row = static_cast<int32_t>(i);
+    rows[i].context = std::make_shared<LlmContext>(stream, row);
+    const auto handle = executor_->Submit(std::move(rows[i]));
+    if (handle.ok()) {
+      delivery_->SetHandle(stream, row, *handle);
+    } else {
+      delivery_->Fail(stream, row, handle.status());
+    }
+  }
+}
+
+}  // namespace slipstream::triton

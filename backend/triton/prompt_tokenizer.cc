@@ -1,0 +1,152 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/prompt_tokenizer.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+
+#include "triton/field_reader.h"
+#include "triton/process_factory.h"
+
+namespace slipstream::triton {
+namespace {
+
+constexpr char kStop[] = "stop";
+constexpr char kBad[] = "bad";
+constexpr char kBias[] = "bias";
+
+std::vector<std::string> WithoutEmpty(std::vector<std::string> words) {
+  words.erase(std::remove(words.begin(), words.end(), ""), words.end());
+  return words;
+}
+
+nlohmann::json ParseJson(const char* name, const std::string& text, nlohmann::json::value_t type,
+                         FieldReader* in) {
+  nlohmann::json value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (value.type() == type) return value;
+  const char* must = type == nlohmann::json::value_t::array ? "array" : "object";
+  in->Fail(Status::InvalidArgument(std::string(name) + ": must be a JSON " + must));
+  return nullptr;
+}
+
+// Either QUERY or MESSAGES.
+void ReadText(FieldReader* in, TokenizerRequest* request) {
+  const auto query = in->String("QUERY");
+  const auto messages = in->String("MESSAGES").value_or("");
+  const auto chat = in->String("CHAT_OPTIONS").value_or("");
+  if (messages.empty()) {
+    if (!query.has_value()) {
+      in->Fail(Status::InvalidArgument(
+          "QUERY (text_input): missing; give it, or a conversation in MESSAGES (messages)"));
+      return;
+    }
+    request->text = *query;
+    if (!chat.empty()) {
+      in->Fail(Status::InvalidArgument("CHAT_OPTIONS: has no meaning without MESSAGES"));
+    }
+    return;
+  }
+  if (!query.value_or("").empty()) {
+    in->Fail(Status::InvalidArgument("QUERY: must be empty when MESSAGES is given"));
+  }
+  request->messages = ParseJson("MESSAGES", messages, nlohmann::json::value_t::array, in);
+  if (!chat.empty()) {
+    request->chat = ParseJson("CHAT_OPTIONS", chat, nlohmann::json::value_t::object, in);
+  }
+}
+
+// Words to bias; `weights` gets one per word that is not empty.
+std::vector<std::string> ReadBiasWords(FieldReader* in, std::vector<float>* weights) {
+  const std::vector<std::string> words = in->StringRow("EMBEDDING_BIAS_WORDS");
+  const std::vector<float> given = in->FloatRow("EMBEDDING_BIAS_WEIGHTS");
+  std::vector<std::string> result;
+  if (words.size() != given.size()) {
+    in->Fail(Status::InvalidArgument("EMBEDDING_BIAS_WEIGHTS: has " + std::to_string(given.size()) +
+                                     " values, EMBEDDING_BIAS_WORDS (embedding_bias_words) has " +
+                                     std::to_string(words.size())));
+    return result;
+  }
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i].empty()) continue;
+    result.push_back(words[i]);
+    weights->push_back(given[i]);
+  }
+  return result;
+}
+
+// The processes take memory and seconds to start, and `preprocessing` and `ensemble` want the same
+// ones. Whoever loads first starts them, who loads meanwhile waits; the last owner ends them.
+StatusOr<std::shared_ptr<TokenizerPool>> SharedPool(const TokenizeParameters& parameters) {
+  using Key = std::tuple<std::string, std::string, bool, std::string, int32_t>;
+  static std::mutex mutex;
+  static std::map<Key, std::weak_ptr<TokenizerPool>> pools;  // guarded by mutex
+  const TokenizerParameters& tokenizer = parameters.tokenizer;
+  const Key key = {tokenizer.tokenizer, tokenizer.revision, tokenizer.trust_remote_code,
+                   tokenizer.python.executable, parameters.tokenizer_processes};
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (auto pool = pools[key].lock()) return pool;
+  auto made = MakeTokenizerPool(tokenizer, parameters.tokenizer_processes);
+  if (!made.ok()) return made.status();
+  std::shared_ptr<TokenizerPool> pool = std::move(made).value();
+  pools[key] = pool;
+  return pool;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<PromptTokenizer>> PromptTokenizer::Create(
+    const TokenizeParameters& parameters) {
+  auto pool = SharedPool(parameters);
+  if (!pool.ok()) return pool.status();
+  return std::unique_ptr<PromptTokenizer>(new PromptTokenizer(parameters, std::move(pool).value()));
+}
+
+StatusOr<TokenizedRow> PromptTokenizer::Tokenize(const RequestData& request, int64_t row) {
+  FieldReader in(request, row);
+  TokenizerRequest ask;
+  ReadText(&in, &ask);
+  ask.add_special_tokens = add_special_tokens_;
+  ask.allow_special = allow_special_;
+  std::vector<float> weights;
+  ask.words[kStop] = WithoutEmpty(in.StringRow("STOP_WORDS_DICT"));
+  ask.words[kBad] = WithoutEmpty(in.StringRow("BAD_WORDS_DICT"));
+  ask.words[kBias] = ReadBiasWords(&in, &weights);
+  TokenizedRow result;
+  in.Set("REQUEST_OUTPUT_LEN", &result.output_len);
+  const TokenizerInfo& info = pool_->info();
+  result.end_id = in.Int32("END_ID");
+  if (!result.end_id.has_value() && info.eos_id >= 0) result.end_id = info.eos_id;
+  result.pad_id = in.Int32("PAD_ID").value_or(std::max(info.pad_id, 0));
+  if (!in.status().ok()) return in.status();
+
+  auto reply = pool_->Tokenize(ask);
+  if (!reply.ok()) return reply.status();
+  if (reply->ids.empty()) {
+    return Status::InvalidArgument("QUERY: has no tokens; at least 1 is needed");
+  }
+  result.ids = std::move(reply->ids);
+  result.stop_words = std::move(reply->words[kStop]);
+  result.bad_words = std::move(reply->words[kBad]);
+  const auto& biased = reply->words[kBias];
+  for (size_t i = 0; i < std::min(biased.size(), weights.size()); ++i) {
+    for (const int32_t id : biased[i]) {
+      if (id >= 0 && id < info.vocab_size) result.bias.emplace_back(id, weights[i]);
+    }
+  }
+  return result;
+}
+
+StatusOr<std::vector<TokenizedRow>> PromptTokenizer::TokenizeAll(const RequestData& request) {
+  std::vector<TokenizedRow> rows;
+  for (int64_t row = 0; row < request.batch(); ++row) {
+    auto tokenized = Tokenize(request, row);
+    if (!tokenized.ok()) return tokenized.status();
+    rows.push_back(std::move(tokenized).value());
+  }
+  return rows;
+}
+
+}  // namespace slipstream::triton

@@ -1,0 +1,48 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "triton/llm_service.h"
+#include "triton/model.h"
+#include "triton/prompt_tokenizer.h"
+#include "triton/request_reader.h"
+
+namespace slipstream::triton {
+
+// Role `pipeline`: a whole ensemble as one model. Tokenizes like role `tokenize`, on one of its
+// instances' threads, then hands the request to the model of role `llm` that its parameter
+// llm_model_name names, which answers the client itself.
+//
+// The `llm` is looked up at each request: it may be loaded later than this model, and be unloaded
+// or reloaded while this one stays. Without it the answer is UNAVAILABLE.
+class PipelineModel final : public Model {
+ public:
+  static StatusOr<std::unique_ptr<PipelineModel>> Create(ModelConfig config);
+
+  Status Ready() const override;  // as ready as the `llm`
+
+ protected:
+  Status Handle(std::unique_ptr<ResponseStream>* stream) override;
+
+ private:
+  PipelineModel(ModelConfig config, std::string llm_name, ReaderSettings reader,
+                std::unique_ptr<PromptTokenizer> tokenizer)
+      : Model(std::move(config)),
+        llm_name_(std::move(llm_name)),
+        reader_(std::move(reader)),
+        tokenizer_(std::move(tokenizer)) {}
+
+  StatusOr<std::shared_ptr<LlmService>> Llm() const;
+  Status Serve(RequestData&& data, TimeNs arrival, std::unique_ptr<ResponseStream>* stream);
+  ReaderSettings ReaderFor(const LlmService& llm) const;
+
+  const std::string llm_name_;
+  const ReaderSettings reader_;  // the part that is this model's own
+  const std::unique_ptr<PromptTokenizer> tokenizer_;
+};
+
+}  // namespace slipstream::triton

@@ -1,0 +1,111 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "triton/model.h"
+#include "triton/parameters.h"
+#include "triton/tensor_table.h"
+#include "triton_host.h"
+
+// Models of the backend on the host double, and requests to them.
+
+namespace slipstream::triton {
+
+// A configuration with every tensor that the role knows, batched and decoupled.
+inline ModelConfig Declared(Role role, const std::string& name) {
+  ModelConfig config;
+  config.name = name;
+  config.batched = true;
+  config.decoupled = true;
+  for (const TensorRow& row : InputRows(role)) {
+    const bool any = row.dtype == TRITONSERVER_TYPE_INVALID;
+    config.inputs.push_back({row.name, any ? "FP16" : DataTypeName(row.dtype)});
+  }
+  for (const TensorRow& row : OutputRows(role)) {
+    const bool any = row.dtype == TRITONSERVER_TYPE_INVALID;
+    config.outputs.push_back({row.name, any ? "FP32" : DataTypeName(row.dtype)});
+  }
+  return config;
+}
+
+inline std::unique_ptr<Model> Llm(const std::string& scripted, bool decoupled = true,
+                                  ParameterMap more = {}) {
+  ModelConfig config = Declared(Role::kLlm, "llm");
+  config.decoupled = decoupled;
+  config.parameters = {{"role", "llm"},
+                       {"worker", "scripted"},
+                       {"scripted", scripted},
+                       {"drain_timeout_ms", "5000"},
+                       {"cancellation_check_period_ms", "5"}};
+  config.parameters.insert(more.begin(), more.end());
+  auto model = Model::Create(std::move(config));
+  REQUIRE_MESSAGE(model.ok(), model.status().message());
+  return std::move(model).value();
+}
+
+inline host::RequestSpec Ask(const std::vector<int32_t>& prompt, int32_t max_tokens,
+                             bool streaming) {
+  host::RequestSpec spec;
+  const auto size = static_cast<int32_t>(prompt.size());
+  spec.inputs = {host::In<int32_t>("input_ids", {1, size}, prompt),
+                 host::In<int32_t>("input_lengths", {1, 1}, {size}),
+                 host::In<int32_t>("request_output_len", {1, 1}, {max_tokens}),
+                 host::InBool("streaming", streaming),
+                 host::InBool("return_finish_reason", true),
+                 host::InBool("return_usage", true),
+                 host::InBool("exclude_input_in_output", true)};
+  for (const TensorRow& row : OutputRows(Role::kLlm)) spec.outputs.emplace_back(row.name);
+  return spec;
+}
+
+inline std::shared_ptr<host::Client> Send(Model* model, const host::RequestSpec& spec) {
+  auto client = std::make_shared<host::Client>();
+  TRITONBACKEND_Request* request = host::NewRequest(spec, client);
+  model->Execute(nullptr, &request, 1);
+  return client;
+}
+
+inline std::vector<int32_t> Ids(const std::vector<host::Response>& responses) {
+  std::vector<int32_t> ids;
+  for (const host::Response& response : responses) {
+    const host::Output* output = response.Find("output_ids");
+    if (output == nullptr) continue;
+    const auto part = output->As<int32_t>();
+    ids.insert(ids.end(), part.begin(), part.end());
+  }
+  return ids;
+}
+
+inline std::string Reason(const std::vector<host::Response>& responses) {
+  const host::Output* output = responses.back().Find("finish_reason");
+  return output == nullptr ? "" : output->Strings()[0];
+}
+
+// Nothing of any request is left, and each got its one final response, statistics and release.
+inline void CheckClean(const std::vector<std::shared_ptr<host::Client>>& clients) {
+  for (const auto& client : clients) {
+    for (int i = 0; i < 20000 && client->released == 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    CHECK(client->released == 1);
+    CHECK(client->reported_success + client->reported_failure == 1);
+    int finals = 0;
+    for (const host::Response& response : client->responses()) finals += response.final ? 1 : 0;
+    CHECK(finals == 1);
+    CHECK(client->responses().back().final);
+  }
+  const host::Alive alive = host::CountAlive();
+  CHECK(alive.requests == 0);
+  CHECK(alive.factories == 0);
+  CHECK(alive.responses == 0);
+  CHECK(alive.errors == 0);
+}
+
+}  // namespace slipstream::triton

@@ -1,0 +1,226 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+
+// Role `pipeline` on the host double, with a ScriptedWorker behind its `llm`.
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tokenizer_double.h"
+#include "triton/pipeline_wiring.h"
+#include "triton_host.h"
+#include "triton_models.h"
+
+namespace slipstream::triton {
+namespace {
+
+using host::Client;
+using host::Response;
+
+std::unique_ptr<Model> Pipeline(bool decoupled = true) {
+  ModelConfig config = Declared(Role::kPipeline, "ensemble");
+  config.decoupled = decoupled;
+  config.parameters = {{"role", "pipeline"},
+                       {"llm_model_name", "llm"},
+                       {"tokenizer", "double"},
+                       {"python_executable", kThisBinary}};
+  auto model = Model::Create(std::move(config));
+  REQUIRE_MESSAGE(model.ok(), model.status().message());
+  return std::move(model).value();
+}
+
+// The scripted worker has no text, so none is asked for.
+host::RequestSpec AskText(const std::string& text, int32_t max_tokens, bool stream = true) {
+  host::RequestSpec spec;
+  spec.inputs = {host::InStrings("text_input", {1, 1}, {text}),
+                 host::In<int32_t>("max_tokens", {1, 1}, {max_tokens}),
+                 host::InBool("stream", stream), host::InBool("return_finish_reason", true),
+                 host::InBool("return_usage", true)};
+  spec.outputs = {"finish_reason", "prompt_tokens", "completion_tokens"};
+  return spec;
+}
+
+std::string ErrorOf(Model* model, const host::RequestSpec& spec, TRITONSERVER_Error_Code code) {
+  const auto client = Send(model, spec);
+  const auto responses = client->WaitFinal();
+  CheckClean({client});
+  REQUIRE(static_cast<bool>(responses.back().error));
+  CHECK(responses.back().error->first == code);
+  return responses.back().error->second;
+}
+
+host::RequestSpec With(host::RequestSpec spec, host::Output input) {
+  spec.inputs.push_back(std::move(input));
+  return spec;
+}
+
+TEST_CASE("pipeline: text in, every answer of the llm out") {
+  const auto llm = Llm("{}");
+  const auto pipeline = Pipeline();
+  CHECK(pipeline->Ready().ok());
+  auto spec = With(AskText("fox", 10), host::InStrings("bad_words", {1, 2}, {"ab", ""}));
+  spec = With(std::move(spec), host::InStrings("embedding_bias_words", {1, 1}, {"x"}));
+  spec = With(std::move(spec), host::In<float>("embedding_bias_weights", {1, 1}, {0.5f}));
+  const auto client = Send(pipeline.get(), spec);
+  const Response last = client->WaitFinal().back();
+  CHECK(last.Find("prompt_tokens")->As<int32_t>()[0] == 3);
+  CHECK(last.Find("completion_tokens")->As<int32_t>()[0] == 10);
+  CHECK(last.Find("finish_reason")->Strings()[0] == "length");
+  CheckClean({client});
+}
+
+TEST_CASE("pipeline: errors name the field as the client knows it") {
+  const auto llm = Llm("{}");
+  const auto pipeline = Pipeline();
+  const auto invalid = [&](host::RequestSpec spec) {
+    return ErrorOf(pipeline.get(), spec, TRITONSERVER_ERROR_INVALID_ARG);
+  };
+  const auto unsupported = [&](host::RequestSpec spec) {
+    return ErrorOf(pipeline.get(), spec, TRITONSERVER_ERROR_UNSUPPORTED);
+  };
+  const auto good = [] { return AskText("fox", 4); };
+  CHECK(invalid(With(good(), host::In<int32_t>("top_k", {1, 1}, {-1})))
+            .find("runtime_top_k (top_k): -1") == 0);
+  CHECK(invalid(AskText("fox", 0)).find("request_output_len (max_tokens): 0") == 0);
+  CHECK(invalid(AskText("", 4)) == "QUERY (text_input): has no tokens; at least 1 is needed");
+  CHECK(unsupported(With(good(), host::In<float>("length_penalty", {1, 1}, {0.5f})))
+            .find("len_penalty (length_penalty): 0.5 is not supported") == 0);
+  CHECK(unsupported(With(good(), host::In<uint64_t>("lora_task_id", {1, 1}, {1})))
+            .find("lora_task_id: not supported") == 0);
+  auto spec = good();
+  spec.inputs.erase(spec.inputs.begin() + 1);
+  CHECK(invalid(spec) == "max_tokens: this input is required");
+  spec = good();
+  spec.inputs.erase(spec.inputs.begin());
+  CHECK(invalid(spec).find("QUERY (text_input): missing") == 0);
+  CHECK(invalid(With(good(), host::In<int32_t>("runtime_top_k", {1, 1}, {1}))) ==
+        "input 'runtime_top_k': role pipeline has no such input");
+}
+
+TEST_CASE("pipeline: an error that is about no field stays as it is") {
+  CHECK(NamedForClient(Status::Unavailable("the queue is full: 1")).message() ==
+        "the queue is full: 1");
+  CHECK(NamedForClient(Status::InvalidArgument("seed: -1")).message() == "seed: -1");
+  CHECK(NamedForClient(Status::InvalidArgument("QUERY (text_input): missing")).message() ==
+        "QUERY (text_input): missing");
+  CHECK(NamedForClient(Status::Unsupported("input_ids: x")).code() == StatusCode::kUnsupported);
+  CHECK(NamedForClient(Status::Ok()).ok());
+}
+
+TEST_CASE("pipeline: a client that leaves is answered CANCELLED") {
+  const auto llm = Llm(R"({"step_us": 1000})");
+  const auto pipeline = Pipeline();
+  const auto client = std::make_shared<Client>();
+  std::atomic<bool> begun{false};
+  client->on_response = [&](const Response&) { begun = true; };
+  TRITONBACKEND_Request* request = host::NewRequest(AskText("fox", 4000), client);
+  pipeline->Execute(nullptr, &request, 1);
+  while (!begun) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  client->Cancel();
+  CHECK(client->WaitFinal().back().error->first == TRITONSERVER_ERROR_CANCELLED);
+  CheckClean({client});
+}
+
+TEST_CASE("pipeline: a stop request to the llm ends its requests too") {
+  const auto llm = Llm(R"({"step_us": 1000})");
+  const auto pipeline = Pipeline();
+  auto spec = AskText("fox", 4000);
+  spec.id = "mine";
+  const auto client = Send(pipeline.get(), spec);
+  host::RequestSpec stop;
+  stop.id = "mine";
+  stop.inputs = {host::InBool("stop", true)};
+  const auto stopper = Send(llm.get(), stop);
+  CHECK(stopper->WaitFinal()[0].outputs.empty());
+  const Response last = client->WaitFinal().back();
+  CHECK_FALSE(static_cast<bool>(last.error));
+  CHECK(last.Find("finish_reason")->Strings()[0] == "cancelled");
+  CheckClean({client, stopper});
+}
+
+TEST_CASE("pipeline: without decoupling there is exactly one response") {
+  const auto llm = Llm("{}");
+  const auto pipeline = Pipeline(/*decoupled=*/false);
+  const auto client = Send(pipeline.get(), AskText("fox", 4, /*stream=*/false));
+  CHECK(client->WaitFinal().size() == 1);
+  CheckClean({client});
+  CHECK(ErrorOf(pipeline.get(), AskText("fox", 4), TRITONSERVER_ERROR_INVALID_ARG) ==
+        "Streaming is only supported if model is deployed using decoupled mode.");
+}
+
+TEST_CASE("pipeline: the llm is looked up at each request") {
+  const auto pipeline = Pipeline();
+  const std::string missing =
+      "parameter llm_model_name: model 'llm' is not loaded here, or is no model of role llm";
+  CHECK(pipeline->Ready().message() == missing);
+  CHECK(ErrorOf(pipeline.get(), AskText("fox", 4), TRITONSERVER_ERROR_UNAVAILABLE) == missing);
+  auto first = Llm("{}");
+  CHECK(pipeline->Ready().ok());
+  auto second = Llm(R"({"die_at_step": 1})", true,
+                    {{"max_restarts", "0"}});  // a reload: the newer one serves
+  CHECK(ErrorOf(pipeline.get(), AskText("fox", 4), TRITONSERVER_ERROR_INTERNAL).size() > 0);
+  CHECK(pipeline->Ready().code() == StatusCode::kUnavailable);
+  second.reset();
+  const auto client = Send(pipeline.get(), AskText("fox", 4));
+  CHECK_FALSE(static_cast<bool>(client->WaitFinal().back().error));
+  CheckClean({client});
+  first.reset();
+  CHECK(pipeline->Ready().message() == missing);
+}
+
+TEST_CASE("pipeline: unloading the llm lets its requests finish") {
+  const auto pipeline = Pipeline();
+  auto llm = Llm(R"({"step_us": 500})");
+  std::vector<std::shared_ptr<Client>> clients;
+  for (int i = 0; i < 8; ++i) clients.push_back(Send(pipeline.get(), AskText("fox", 60)));
+  llm.reset();
+  for (const auto& client : clients) {
+    const Response last = client->WaitFinal().back();
+    CHECK_FALSE(static_cast<bool>(last.error));
+    CHECK(last.Find("completion_tokens")->As<int32_t>()[0] == 60);
+  }
+  CheckClean(clients);
+}
+
+// What Triton's threads do: requests keep coming while the llm is unloaded and loaded.
+TEST_CASE("pipeline: a request that races with an unload is served or UNAVAILABLE") {
+  const auto pipeline = Pipeline();
+  constexpr int kThreads = 3;
+  std::atomic<bool> done{false};
+  std::vector<std::vector<std::shared_ptr<Client>>> sent(kThreads);
+  std::vector<std::thread> threads;
+  for (auto& clients : sent) {
+    threads.emplace_back([&pipeline, &done, &clients] {
+      while (!done) {
+        clients.push_back(Send(pipeline.get(), AskText("fox", 3)));
+        clients.back()->WaitFinal();
+      }
+    });
+  }
+  for (int round = 0; round < 20; ++round) {
+    const auto llm = Llm(R"({"step_us": 50})");
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  done = true;
+  for (auto& thread : threads) thread.join();
+  int served = 0;
+  int refused = 0;
+  std::vector<std::shared_ptr<Client>> all;
+  for (const auto& clients : sent) all.insert(all.end(), clients.begin(), clients.end());
+  for (const auto& client : all) {
+    const auto error = client->WaitFinal().back().error;
+    if (error) CHECK_MESSAGE(error->first == TRITONSERVER_ERROR_UNAVAILABLE, error->second);
+    ++(error ? refused : served);
+  }
+  CHECK(served > 0);
+  CHECK(refused > 0);
+  CheckClean(all);
+}
+
+}  // namespace
+}  // namespace slipstream::triton
