@@ -45,7 +45,9 @@ class ModelSection(Section):
         "auto", "auto, cpu, cuda or cuda:N", roles=LLM, pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
     load_format: Literal["auto", "safetensors", "dummy"] = _option(
-        "auto", "dummy: random weights", roles=LLM
+        "auto",
+        "auto: safetensors, else pytorch_model.bin; safetensors: no other; dummy: random weights",
+        roles=LLM,
     )
     trust_remote_code: bool = _option(
         False, "run Python code that comes with the checkpoint", roles=ALL_ROLES

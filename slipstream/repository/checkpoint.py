@@ -48,7 +48,7 @@ class CheckpointFacts:
 
 
 def read_checkpoint(model: str, revision: str = "") -> CheckpointFacts:
-    """Reads config.json and the headers of the safetensors files of a directory or a hub id.
+    """Reads config.json and the headers of the weight files of a directory or a hub id.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the model is not supported.
@@ -74,19 +74,20 @@ def _read_hub(model: str, revision: str | None) -> tuple[dict[str, Any], int]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        files = [folder / shard for shard in shards]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder}: no *.safetensors files")
-    return files
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            return [folder / shard for shard in shards]
+        if files := sorted(folder.glob("*.safetensors" if suffix != "bin" else f"{stem}.bin")):
+            return files
+    raise CheckpointError(f"{folder}: no *.safetensors files and no pytorch_model.bin")
 
 
 def _elements(file: Path) -> int:
-    """Elements of all tensors in a safetensors file, from its header."""
+    """Elements of all tensors in a file, from its header."""
+    if file.suffix == ".bin":
+        return _elements_of_archive(file)
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
@@ -100,6 +101,15 @@ def _elements(file: Path) -> int:
     return sum(
         math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
     )
+
+
+def _elements_of_archive(file: Path) -> int:
+    from slipstream.models.torch_archive import read_torch_archive  # costs torch
+
+    try:
+        return sum(stored.elements for stored in read_torch_archive(file).values())
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
