@@ -139,8 +139,11 @@ class TextSection(Section):
     add_special_tokens: bool = _option(
         True, "as the tokenizer does by default, e.g. a leading <s>", roles=("tokenize",)
     )
-    allow_special: bool = _option(
-        True, "prompt text that spells a special token becomes that token", roles=("tokenize",)
+    allow_special: bool | None = _option(
+        None,
+        "text that spells a special token becomes that token; not set: in prompts yes, in messages "
+        "no",
+        roles=("tokenize",),
     )
     skip_special_tokens: bool = _option(
         True, "leave special tokens out of text decoded by postprocessing", roles=("detokenize",)
