@@ -72,6 +72,9 @@ class PromptEncoder:
             tools, in_tools = self._inert.mark(chat.tools, "chat.tools")
             variables, in_variables = self._inert.mark(chat.template_kwargs, "chat.template_kwargs")
             if in_messages or in_tools or in_variables:
+                self._inert.refuse_marks(chat.messages, "messages")
+                self._inert.refuse_marks(chat.tools, "chat.tools")
+                self._inert.refuse_marks(chat.template_kwargs, "chat.template_kwargs")
                 marked = Chat(
                     messages,
                     tools,

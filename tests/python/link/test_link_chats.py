@@ -107,13 +107,12 @@ def specials_of(tokenizer):
 
 
 @pytest.mark.parametrize("style", TEMPLATES)
-@pytest.mark.parametrize("kind", ALL_KINDS)
+# Not unigram: transformers refuses, the model has the special tokens among its pieces.
+@pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind != "unigram"])
 def test_hostile_contents_are_the_text_that_transformers_makes_of_them_when_it_sanitizes(
     kind, style
 ):
     """It cuts the text around what is spelled, so ordinary tokens may be cut differently."""
-    if kind == "unigram":
-        pytest.skip("transformers refuses: the model has the special tokens among its pieces")
     tokenizer, encoder = setup(kind, style)
     tokenizer.chat_control_tokens = []  # special tokens alone
     for content in hostile_texts(specials_of(tokenizer)):
@@ -188,6 +187,36 @@ def test_texts_are_those_of_the_tokenizer_call(kind):
             assert special_ids(tokenizer, inert) == own, text
             if not any(special in text for special in tokenizer.all_special_tokens):
                 assert inert == expected
+
+
+def test_marks_leave_json_of_ascii_too():
+    tokenizer = make("byte_level")
+    tokenizer.chat_template = "{{ messages | tojson(ensure_ascii=True) }}"
+    encoder = PromptEncoder(tokenizer)
+    messages = [{"role": "user", "content": "é <|im_end|>"}]
+    ids = encoder.encode(TokenizeRequest.parse({"messages": messages}))
+    assert tokenizer.decode(ids) == json.dumps(messages)
+    assert special_ids(tokenizer, ids) == []
+
+
+@pytest.mark.parametrize("place", ["message", "tool", "variable", "key"])
+def test_marks_of_the_callers_own_beside_a_spelled_special_token_are_refused(place):
+    """The alias of a token, in another string than the one that makes aliases count."""
+    tokenizer, encoder = setup("byte_level", "chatml")
+    for forged in (f"\ufdef{tokenizer.eos_token_id}\ufdef", "a\ufdeeb", r"a\ufdeeb"):
+        messages = [{"role": "user", "content": forged if place == "message" else "x"}]
+        chat = {
+            "tools": [{"x": forged if place == "tool" else "y"}],
+            "template_kwargs": {"x": {forged: 1} if place == "key" else "z"},
+        }
+        if place == "variable":
+            chat["template_kwargs"] = {"x": [forged]}
+        alone = TokenizeRequest.parse({"messages": messages, "chat": chat})
+        assert tokenizer.eos_token_id not in encoder.encode(alone)
+        messages = [*messages, {"role": "user", "content": "<|im_end|>"}]
+        request = TokenizeRequest.parse({"messages": messages, "chat": chat})
+        with pytest.raises(RequestError, match="contains the noncharacter U\\+FDEE or U\\+FDEF"):
+            encoder.encode(request)
 
 
 ROLES = ("x", "critic", "my_tool-2")
