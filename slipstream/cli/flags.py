@@ -64,14 +64,14 @@ def _flag(option: Option) -> inspect.Parameter:
     flag = "--" + option.name.replace("_", "-")
     annotation = option.field.annotation
     default = option.field.default
-    shown = f" (default: {parameter_text(default)})" if default not in ("", {}) else ""
+    shown = f" (default: {parameter_text(default)})" if default not in ("", {}, None) else ""
     settings: dict[str, Any] = {
         "help": option.help + shown,
         "show_default": False,
         "rich_help_panel": f"Section {option.section}",
     }
     kind: Any = str
-    if annotation is bool:
+    if annotation in (bool, bool | None):
         kind, flag = bool, f"{flag}/--no-{flag[2:]}"
     elif annotation in (int, float):
         kind = annotation

@@ -27,6 +27,7 @@ from slipstream.server import (
 from slipstream.server.ports import Ports
 
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+_OLD_WEIGHTS = "pytorch_model*.bin"  # for checkpoints without safetensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,15 @@ def wait_until_ready(process: TritonProcess, prepared: Prepared) -> float:
 
 def _download(name: str, model: str, revision: str) -> str:
     note(f"downloading {model}")
+
+    def fetch(*patterns: str) -> str:
+        return snapshot_download(model, revision=revision or None, allow_patterns=list(patterns))
+
     try:
-        return snapshot_download(
-            model, revision=revision or None, allow_patterns=list(_CHECKPOINT_FILES)
-        )
+        folder = fetch(*_CHECKPOINT_FILES)
+        if name == "model" and not any(Path(folder).glob("*.safetensors")):
+            folder = fetch(*_CHECKPOINT_FILES, _OLD_WEIGHTS)
+        return folder
     except Exception as error:  # the hub client raises many kinds: no network, no such repository
         raise ConfigError(
             f"{name} is {model!r}: no such directory, and not to be had from the hub ({error})"

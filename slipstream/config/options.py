@@ -50,7 +50,9 @@ def value_of(config: SlipstreamConfig, name: str) -> Any:
 
 
 def parameter_text(value: Any) -> str:
-    """A value as the text of a ``config.pbtxt`` parameter."""
+    """A value as the text of a ``config.pbtxt`` parameter; None is one that is not set."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):

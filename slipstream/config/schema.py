@@ -48,7 +48,9 @@ class ModelSection(Section):
         "auto", "auto, cpu, cuda or cuda:N", roles=LLM, pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
     load_format: Literal["auto", "safetensors", "dummy"] = _option(
-        "auto", "dummy: random weights", roles=LLM
+        "auto",
+        "auto: safetensors, else pytorch_model.bin; safetensors: no other; dummy: random weights",
+        roles=LLM,
     )
     trust_remote_code: bool = _option(
         False, "run Python code that comes with the checkpoint", roles=ALL_ROLES
@@ -144,8 +146,11 @@ class TextSection(Section):
     add_special_tokens: bool = _option(
         True, "as the tokenizer does by default, e.g. a leading <s>", roles=TOKENIZE
     )
-    allow_special: bool = _option(
-        True, "prompt text that spells a special token becomes that token", roles=TOKENIZE
+    allow_special: bool | None = _option(
+        None,
+        "text that spells a special token becomes that token; not set: in prompts yes, in messages "
+        "no",
+        roles=TOKENIZE,
     )
     skip_special_tokens: bool = _option(
         True, "leave special tokens out of text decoded by postprocessing", roles=("detokenize",)

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+_MAX_SIZE = (1 << 31) - 1
+
 T = TypeVar("T", int, float, bool, str)
 
 
@@ -64,10 +66,14 @@ class ConfigReader:
             raise self.invalid(name, f"a {kind.__name__}")
         return value
 
-    def positive(self, name: str, default: int | None = None) -> int:
+    def positive(self, name: str, default: int | None = None, limit: int = _MAX_SIZE) -> int:
+        """An integer from 1 to ``limit``: sizes beyond reason would be allocated before they fail.
+        Raises CheckpointError."""
         value = self.get(name, int, default)
         if value <= 0:
             raise self.invalid(name, "a number above 0")
+        if value > limit:
+            raise self.invalid(name, f"a number from 1 to {limit}")
         return value
 
     def positive_float(self, name: str, default: float | None = None) -> float:

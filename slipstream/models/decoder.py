@@ -32,6 +32,12 @@ def make_feed_forward(spec: MlpSpec | MoeSpec, hidden_size: int, dtype: torch.dt
     return (GatedMlp if spec.gated else PlainMlp)(hidden_size, spec, dtype)
 
 
+def _embedding(rows: int, size: int, dtype: torch.dtype) -> nn.Embedding:
+    # The constructor would fill it with random numbers, which on the meta device makes torch import
+    # its compiler: seconds and 80 MB for nothing.
+    return nn.Embedding.from_pretrained(torch.empty(rows, size, dtype=dtype), freeze=False)
+
+
 class DecoderLayer(nn.Module):
     """Attention and feed-forward block, joined to the residual as BlockSpec says."""
 
@@ -73,11 +79,9 @@ class Decoder(nn.Module):
         self.spec = spec
         self.dtype = dtype
         self.positions = PositionTables(spec, dtype)
-        self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size, dtype=dtype)
+        self.embedding = _embedding(spec.vocab_size, spec.hidden_size, dtype)
         if spec.learned_positions:
-            self.position_embedding = nn.Embedding(
-                spec.learned_positions, spec.hidden_size, dtype=dtype
-            )
+            self.position_embedding = _embedding(spec.learned_positions, spec.hidden_size, dtype)
         # As transformers does: the factor is rounded to the dtype of what it multiplies.
         self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=dtype, device="cpu"))
         self.layers = nn.ModuleList(

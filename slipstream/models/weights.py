@@ -9,10 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from slipstream.models.config_reader import CheckpointError
 from slipstream.models.spec import ArchSpec
 
+# Must work on meta tensors too, on which it is tried before anything is read.
 Transform = Callable[[tuple[torch.Tensor, ...], ArchSpec], torch.Tensor]
+
+# What a float parameter can be made from by conversion alone: narrower types need a scale.
+_CONVERTIBLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# What is being copied is in memory twice: a small part of a large tensor.
+_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +66,64 @@ class Copy:
     sources: tuple[str, ...]
     transform: Transform | None
 
-    def run(self, tensors: tuple[torch.Tensor, ...], spec: ArchSpec) -> None:
-        """Raises CheckpointError naming the tensors if they do not fit."""
+    def misfit(self, tensors: tuple[torch.Tensor, ...], spec: ArchSpec) -> str | None:
+        """Why ``tensors`` cannot fill the parameter, None if they can.
+
+        Looks at shapes and dtypes alone, so tensors and parameter may be on the meta device.
+        """
         into = self.parameter
-        shapes = [tuple(tensor.shape) for tensor in tensors]
+        found = ", ".join(
+            f"{name} {tuple(tensor.shape)}"
+            for name, tensor in zip(self.sources, tensors, strict=True)
+        )
+        reason = (
+            f"tensors do not fit config.json: {found} for {self.target}, which is "
+            f"{tuple(into.shape)}"
+        )
         if self.transform is not None:
             try:
                 tensors = (self.transform(tensors, spec),)
-            except (RuntimeError, IndexError, ValueError):  # it reshapes what cannot be reshaped
-                raise self._misfit(shapes) from None
+            except (RuntimeError, IndexError, ValueError):  # it reshapes what cannot be
+                return reason
         rows = sum(tensor.shape[0] if tensor.ndim else 0 for tensor in tensors)
         fits = all(tensor.shape[1:] == into.shape[1:] for tensor in tensors)
         if not fits or rows != into.shape[0]:
-            raise self._misfit(shapes)
+            return reason
+        for tensor in tensors:
+            if tensor.dtype not in _CONVERTIBLE:
+                names = ", ".join(self.sources)
+                return f"{names} holds {_name(tensor.dtype)}, expected " + " or ".join(
+                    map(_name, _CONVERTIBLE)
+                )
+        return None
+
+    def converts(self, tensors: tuple[torch.Tensor, ...]) -> bool:
+        """Whether any of ``tensors`` is of another dtype than the parameter."""
+        return any(tensor.dtype != self.parameter.dtype for tensor in tensors)
+
+    def pieces(
+        self, tensors: tuple[torch.Tensor, ...], spec: ArchSpec
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Parts of the parameter and what to copy into each, a bounded number of bytes at a time.
+
+        ``tensors`` must fit.
+        """
+        if self.transform is not None:
+            tensors = (self.transform(tensors, spec),)
         start = 0
         for tensor in tensors:
-            into[start : start + tensor.shape[0]].copy_(tensor)
-            start += tensor.shape[0]
+            for part in _in_pieces(tensor):
+                yield self.parameter[start : start + part.shape[0]], part
+                start += part.shape[0]
 
-    def _misfit(self, shapes: list[tuple[int, ...]]) -> CheckpointError:
-        found = ", ".join(f"{name} {s}" for name, s in zip(self.sources, shapes, strict=True))
-        return CheckpointError(
-            f"checkpoint tensors do not fit config.json: {found} for {self.target}, which is "
-            f"{tuple(self.parameter.shape)}"
-        )
+
+def _in_pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    row_bytes = max(tensor.nbytes // max(tensor.shape[0], 1), 1)
+    return tensor.split(max(_PIECE_BYTES // row_bytes, 1))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def plan_copies(

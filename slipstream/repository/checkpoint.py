@@ -53,7 +53,7 @@ class CheckpointFacts:
 
 
 def read_checkpoint(model: str, revision: str = "") -> CheckpointFacts:
-    """Reads config.json and the headers of the safetensors files of a directory or a hub id.
+    """Reads config.json and the headers of the weight files of a directory or a hub id.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the model is not supported.
@@ -80,19 +80,20 @@ def _read_hub(model: str, revision: str | None) -> tuple[dict[str, Any], int]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        files = [folder / shard for shard in shards]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder}: no *.safetensors files")
-    return files
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            return [folder / shard for shard in shards]
+        if files := sorted(folder.glob("*.safetensors" if suffix != "bin" else f"{stem}.bin")):
+            return files
+    raise CheckpointError(f"{folder}: no *.safetensors files and no pytorch_model.bin")
 
 
 def _elements(file: Path) -> Counter[str]:
-    """Elements of all tensors in a safetensors file by their dtype, from its header."""
+    """Elements of all tensors in a file by their dtype, from its header."""
+    if file.suffix == ".bin":
+        return _elements_of_archive(file)
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
@@ -114,6 +115,19 @@ def _values(elements: Mapping[str, int]) -> int:
     """Values that stored elements become: 17 bytes of MXFP4, one of them a scale, hold 32."""
     packed = elements.get("U8", 0)
     return sum(elements.values()) - packed + packed * 32 // 17
+
+
+def _elements_of_archive(file: Path) -> Counter[str]:
+    from slipstream.models.torch_archive import read_torch_archive  # costs torch
+
+    try:
+        tensors = read_torch_archive(file)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    counts: Counter[str] = Counter()
+    for stored in tensors.values():
+        counts["U8" if stored.dtype == "uint8" else stored.dtype] += stored.elements
+    return counts
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _check_value(key: str, text: str, report: Report) -> None:
         return  # not set
     option = all_options()[key]
     value: Any = text.strip()
-    if option.field.annotation is bool:
+    if option.field.annotation in (bool, bool | None):
         value = value.lower()
     elif "dict" in str(option.field.annotation):
         try:

@@ -10,10 +10,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from slipstream.tokenizer.request import RequestError
+from slipstream.tokenizer.request import RequestError, strings
 
 # Noncharacters: Unicode reserves them for use inside programs.
 _BREAK = "\ufdee"  # stands between the first two characters of a spelled special token
+_ESCAPED_BREAK = r"\ufdee"  # what tojson(ensure_ascii=True) makes of it
 _FENCE = "\ufdef"  # around the number in the alias of a special token
 
 
@@ -66,7 +67,8 @@ class InertText:
         """A copy of a JSON-like value with every spelling in it broken, and whether any was.
 
         Breaks the beginning of a spelling at the end of a string too: what follows it could
-        complete it. Raises RequestError naming the string that cannot be marked.
+        complete it. Raises RequestError naming the string that cannot be marked. If anything was,
+        ask `refuse_marks` about all of them.
         """
         if isinstance(value, str):
             return self._mark_text(value, path)
@@ -80,12 +82,23 @@ class InertText:
             return [entry for entry, _ in entries], any(was for _, was in entries)
         return value, False
 
+    def refuse_marks(self, value: Any, path: str) -> None:
+        """Raises RequestError if a string of the caller's holds marks: they would count as ours.
+
+        Any string of a chat of which another is marked must be looked at, since all are encoded
+        together.
+        """
+        for name, text in strings(value, path):
+            if any(mark in text for mark in (_BREAK, _ESCAPED_BREAK, _FENCE)):
+                raise _reserved(name)
+
     def encode_marked(self, text: str) -> list[int]:
         """The ids of a rendered template: its own special tokens count, marked ones do not."""
         twin = self._get_twin()
         if self._pattern is not None:
             text = self._pattern.sub(lambda match: self._aliases[match[0]], text)
-        return list(twin.encode(text.replace(_BREAK, ""), add_special_tokens=False).ids)
+        text = text.replace(_BREAK, "").replace(_ESCAPED_BREAK, "")
+        return list(twin.encode(text, add_special_tokens=False).ids)
 
     def _mark_text(self, text: str, path: str) -> tuple[str, bool]:
         if self._pattern is None:
@@ -102,10 +115,7 @@ class InertText:
                     "unsupported", f"{path} contains the special token {match[0]!r}, one character"
                 )
             marked = self._pattern.sub(lambda m: m[0][0] + _BREAK + m[0][1:], marked)
-        changed = marked != text or self.spells_special(text)
-        if changed and (_BREAK in text or _FENCE in text):
-            raise _reserved(path)
-        return marked, changed
+        return marked, marked != text or self.spells_special(text)
 
     def _get_twin(self) -> Tokenizer:
         if self._twin is None:
@@ -154,5 +164,6 @@ def _make_twin(backend: Tokenizer) -> tuple[dict[str, str], Tokenizer]:
 def _reserved(path: str) -> RequestError:
     return RequestError(
         "invalid_argument",
-        f"{path} spells a special token and contains the noncharacter U+FDEE or U+FDEF",
+        f"{path} contains the noncharacter U+FDEE or U+FDEF in a request that spells a special "
+        "token",
     )

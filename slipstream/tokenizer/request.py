@@ -139,14 +139,15 @@ def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], prefix: s
 
 
 def _check_utf8(values: Mapping[str, Any]) -> None:
-    for path, text in _strings(values, ""):
+    for path, text in strings(values, ""):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise _invalid(f"{path} is not valid UTF-8: see character {error.start}") from None
 
 
-def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Every string in a JSON-like value, keys included, and where it is; ``path`` leads there."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
@@ -154,10 +155,10 @@ def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
             name = f"{path}.{key}" if path else str(key)
             if isinstance(key, str):
                 yield f"a key of {path or 'the request'}", key
-            yield from _strings(item, name)
+            yield from strings(item, name)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _strings(item, f"{path}[{index}]")
+            yield from strings(item, f"{path}[{index}]")
 
 
 def _invalid(message: str) -> RequestError:

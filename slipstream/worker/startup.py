@@ -49,6 +49,7 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
         dtype,
         device,
         dummy_seed=config.seed if dummy else None,
+        safetensors_only=config.load_format == "safetensors",
         progress=lambda fraction, what: progress(0.05 + 0.75 * fraction, what),
     )
     if device.type == "cpu":

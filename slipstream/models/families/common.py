@@ -29,6 +29,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+_MAX_LAYERS = 4096  # a layer costs time and memory even before its weights do
+
+
 def read_spec(
     config: ConfigReader,
     architecture: str,
@@ -70,7 +73,8 @@ def read_spec(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         max_positions=max_positions(config, attention.rope),
-        layers=(LayerSpec(attention, mlp),) * config.positive("num_hidden_layers"),
+        layers=(LayerSpec(attention, mlp),)
+        * config.positive("num_hidden_layers", limit=_MAX_LAYERS),
         norm=norm,
         tie_embeddings=config.get("tie_word_embeddings", bool, False),
         dtype=config.get("dtype" if config.has("dtype") else "torch_dtype", str, "") or None,

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer, UnigramTrainer
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -72,17 +72,51 @@ def _unigram() -> Tokenizer:
     return tokenizer
 
 
+def _tiktoken() -> Tokenizer:
+    """As Llama 3: a split expression of its own, and words that are found before merges."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    split = (
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|[^\r\n\p{L}\p{N}]?\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_TEXTS * 20, trainer)
+    return tokenizer
+
+
+def _wordpiece() -> Tokenizer:
+    """As BERT: text is folded to lower case, and control characters are dropped."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = WordPieceTrainer(vocab_size=150, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator([*_TEXTS, "abcdefghijklmnopqrstuvwxyz_|</>"] * 20, trainer)
+    return tokenizer
+
+
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "byte_level": _byte_level,
     "sentencepiece_bpe": _sentencepiece_bpe,
     "metaspace_bpe": _metaspace_bpe,
     "unigram": _unigram,
+    "tiktoken": _tiktoken,
+    "wordpiece": _wordpiece,
 }
 
 
-def make(kind: str) -> PreTrainedTokenizerFast:
+def make(kind: str, **flags: bool) -> PreTrainedTokenizerFast:
+    """``flags`` of the special tokens: ``rstrip`` and the like."""
     tokenizer = KINDS[kind]()
-    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
+    flags = {"normalized": False, **flags}
+    tokenizer.add_special_tokens([AddedToken(s, special=True, **flags) for s in SPECIALS])
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     bos = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])

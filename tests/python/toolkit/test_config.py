@@ -53,6 +53,14 @@ def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
     assert config.scheduler.pipeline_depth == 2
 
 
+def test_special_tokens_in_messages_are_not_allowed_by_a_default(tmp_path: Path) -> None:
+    """Prompts and messages differ where nothing is set, so nothing must be written."""
+    assert role_parameters(load_config(), "tokenize")["allow_special"] == ""
+    for value in (True, False):
+        config = load_config(None, {"allow_special": value})
+        assert role_parameters(config, "tokenize")["allow_special"] == str(value).lower()
+
+
 def test_configuration_is_frozen() -> None:
     config = load_config()
     with pytest.raises(ValidationError):

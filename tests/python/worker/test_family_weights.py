@@ -29,7 +29,11 @@ def fill(
     spec: ArchSpec = None  # type: ignore[assignment]  # these transforms do not look at it
     read: list[str] = []
     for copy in plan_copies(table, parameters, num_layers, tensors.__contains__):
-        copy.run(tuple(tensors[name] for name in copy.sources), spec)
+        sources = tuple(tensors[name] for name in copy.sources)
+        if reason := copy.misfit(sources, spec):
+            raise CheckpointError(reason)
+        for into, part in copy.pieces(sources, spec):
+            into.copy_(part)
         read += copy.sources
     return read
 

@@ -145,8 +145,8 @@ def test_files_that_are_missing_are_named(copy_of, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     shutil.copy(path / "config.json", empty)
-    (empty / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin must be converted to safetensor"):
+    (empty / "consolidated.pth").touch()
+    with pytest.raises(CheckpointError, match=r"consolidated.pth must be converted to safetensors"):
         load(empty)
     with pytest.raises(CheckpointError, match=r"nowhere is not a directory"):
         resolve_checkpoint("/nowhere", None)
