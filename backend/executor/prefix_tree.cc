@@ -16,7 +16,12 @@ constexpr int kMaxPartialScan = 32;
 
 PrefixTree::PrefixTree(KvBlocks* blocks, int32_t tokens_per_block)
     : blocks_(blocks), tokens_per_block_(tokens_per_block) {
-  by_hash_.reserve(blocks->total() * 2);
+  // Growing while it serves would copy megabytes within one step. Memory that is reserved takes
+  // none before it is used. Roots come on top: as many as there are salts in use.
+  const auto total = static_cast<size_t>(blocks->total());
+  by_hash_.reserve(total * 2);
+  nodes_.reserve(total + total / 4);
+  tokens_.reserve((total + total / 4) * static_cast<size_t>(tokens_per_block));
 }
 
 PrefixTree::NodeId PrefixTree::NewNode() {

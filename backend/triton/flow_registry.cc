@@ -2,11 +2,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/flow_registry.h"
 
+#include <cstring>
 #include <utility>
 
 #include "executor/block_hash.h"
 
 namespace slipstream::triton {
+
+std::string FlowKey(uint64_t handle) {
+  return std::string(reinterpret_cast<const char*>(&handle), sizeof(handle));
+}
+
+std::optional<uint64_t> ParseFlowKey(std::string_view key) {
+  uint64_t handle = 0;
+  if (key.size() != sizeof(handle)) return std::nullopt;
+  std::memcpy(&handle, key.data(), sizeof(handle));
+  return handle;
+}
 
 FlowRegistry& FlowRegistry::Instance() {
   static FlowRegistry registry;

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
 #include <unordered_map>
 
 namespace slipstream::triton {
@@ -17,6 +20,10 @@ class FlowListener {
   virtual void OnAcknowledged() = 0;  // one more of its responses was passed on
   virtual void OnCancelled() = 0;     // the client is gone
 };
+
+// A handle as it travels: its 8 bytes.
+std::string FlowKey(uint64_t handle);
+std::optional<uint64_t> ParseFlowKey(std::string_view key);  // nullopt: not 8 bytes
 
 // Connects the roles of one process. Triton tells only the later steps of an ensemble that the
 // client has gone, and gives its first step no back-pressure at all; so every response of role

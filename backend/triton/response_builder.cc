@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "executor/detokenizer.h"
+#include "triton/flow_registry.h"
 
 namespace slipstream::triton {
 namespace {
@@ -36,6 +37,19 @@ class Outputs {
   }
   void AddString(const char* name, const std::string& text) {
     outputs_.push_back(OutputTensor::OfStrings(name, Shape({1}), {text}));
+  }
+  void AddIds(const std::vector<int32_t>& ids) {
+    const auto length = static_cast<int32_t>(ids.size());
+    Add("output_ids", {1, int64_t{length}}, ids.data(), ids.size());
+    AddScalar("sequence_length", length);
+  }
+  // One tensor for all that role `detokenize` needs: in an ensemble every tensor of a response
+  // costs microseconds.
+  void AddFlow(const ResponsePlan& plan, const std::string& text) {
+    std::vector<std::string> parts = {FlowKey(plan.flow)};
+    if (plan.text) parts.push_back(text);
+    outputs_.push_back(
+        OutputTensor::OfStrings("flow", Shape({static_cast<int64_t>(parts.size())}), parts));
   }
   void AddLogits(const char* name, std::vector<int64_t> shape, TRITONSERVER_DataType dtype,
                  const std::vector<float>& logits);
@@ -185,8 +199,7 @@ std::vector<OutputTensor> BuildOutputs(const ResponsePlan& plan, int32_t row, Ev
     ids = &all;
   }
   const auto length = static_cast<int32_t>(ids->size());
-  out.Add("output_ids", {1, int64_t{length}}, ids->data(), ids->size());
-  out.AddScalar("sequence_length", length);
+  if (plan.ids) out.AddIds(*ids);
   AddLogprobs(plan, event, &out);
   AddLogits(plan, event, &out);
   if (plan.batch_index) out.AddScalar("batch_index", row);
@@ -194,25 +207,21 @@ std::vector<OutputTensor> BuildOutputs(const ResponsePlan& plan, int32_t row, Ev
   AddPerf(plan, event, &out);
   if (plan.num_input_tokens) out.AddScalar("num_input_tokens", event.usage.prompt_tokens);
   if (plan.num_output_tokens) out.AddScalar("num_output_tokens", length);
-  if (plan.text) out.AddString("text_output", event.text);
+  if (plan.text_output) out.AddString("text_output", event.text);
   if (plan.top_log_probs || plan.top_log_prob_ids) AddTopLogprobs(plan, event, &out);
   AddEnding(plan, event, &out);
-  if (plan.piped) out.AddScalar("flow", plan.flow);
+  if (plan.piped) out.AddFlow(plan, event.text);
   return out.Take();
 }
 
 std::vector<OutputTensor> BuildStoppedOutputs(const ResponsePlan& plan, int32_t row,
                                               Event&& event) {
   Outputs out(plan.batched);
-  if (plan.piped) {
-    out.Add("output_ids", {1, 0}, static_cast<const int32_t*>(nullptr), 0);
-    out.AddScalar("sequence_length", int32_t{0});
-  }
+  if (plan.piped && plan.ids) out.AddIds({});
   if (plan.batch_index) out.AddScalar("batch_index", row);
   if (plan.sequence_index) out.AddScalar("sequence_index", event.sequence_index);
-  if (plan.piped && plan.text) out.AddString("text_output", "");
   AddEnding(plan, event, &out);
-  if (plan.piped) out.AddScalar("flow", plan.flow);
+  if (plan.piped) out.AddFlow(plan, "");
   return out.Take();
 }
 

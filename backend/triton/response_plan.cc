@@ -44,7 +44,13 @@ void PlanOutputs(const RequestData& request, FieldReader* in, ResponsePlan* plan
   }
 }
 
-Status CheckOutputs(const RequestData& request) {
+Status CheckOutputs(const RequestData& request, const ResponsePlan& plan) {
+  if (plan.piped) {
+    if (plan.text || plan.ids) return Status::Ok();
+    return Status::Unsupported(
+        "flow: carries no text, since this model has no tokenizer; the ensemble must map "
+        "output_ids and sequence_length too");
+  }
   for (const char* name : {"output_ids", "sequence_length"}) {
     if (!request.Requested(name)) {
       return Status::InvalidArgument(std::string(name) +
@@ -78,7 +84,6 @@ Status CheckTransactionPolicy(const ResponsePlan& plan, bool decoupled) {
 
 StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
                                         const ReaderSettings& settings) {
-  if (Status s = CheckOutputs(request); !s.ok()) return s;
   FieldReader in(request, 0);
   ResponsePlan plan;
   plan.batched = settings.batched;
@@ -93,11 +98,14 @@ StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
   plan.skip_special_tokens = in.Bool("skip_special_tokens").value_or(true);
   const bool asks_text = in.Bool("return_text").value_or(false);
   const bool can_text = settings.token_table != nullptr;
-  plan.text = request.Requested("text_output") && (asks_text || (plan.piped && can_text));
+  plan.text_output = request.Requested("text_output") && asks_text;
+  plan.text = plan.text_output || (plan.piped && can_text);
+  plan.ids = request.Requested("output_ids") && request.Requested("sequence_length");
   plan.echo = !plan.streaming &&
               !in.Bool("exclude_input_in_output").value_or(settings.exclude_input_in_output);
   plan.token_table = settings.token_table;
   if (!in.status().ok()) return in.status();
+  if (Status s = CheckOutputs(request, plan); !s.ok()) return s;
   if (Status s = CheckTransactionPolicy(plan, settings.decoupled); !s.ok()) return s;
   return plan;
 }

@@ -19,10 +19,12 @@ struct ResponsePlan {
   int32_t batch = 1;          // rows; each gets responses of its own
   int32_t num_sequences = 1;  // per row
   // The request names `flow` among its outputs: it comes from an ensemble whose `detokenize` step
-  // acknowledges responses, and every response must have tensors for that step.
+  // acknowledges responses, so that every response must have what that step reads.
   bool piped = false;
 
-  bool text = false;
+  bool text = false;         // the executor settles text
+  bool ids = true;           // output_ids and sequence_length; an ensemble need not ask for them
+  bool text_output = false;  // text as an output of its own, besides what `flow` carries
   bool cum_log_probs = false;
   bool output_log_probs = false;
   bool top_log_probs = false;

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/role_detokenize.h"
 
+#include <iterator>
 #include <utility>
 
 #include "executor/detokenizer.h"
@@ -28,19 +29,21 @@ Status CheckOrder(const ModelConfig& config) {
   return Status::Ok();
 }
 
-std::vector<std::shared_ptr<FlowListener>> FindFlows(const RequestData& request) {
-  std::vector<std::shared_ptr<FlowListener>> flows;
-  for (int64_t row = 0; row < request.batch(); ++row) {
-    const auto handle = request.Uint64("FLOW", row);
-    if (!handle.ok() || !handle->has_value()) continue;
-    if (auto flow = FlowRegistry::Instance().Find(**handle)) flows.push_back(std::move(flow));
-  }
-  return flows;
-}
+// What the rows of a request say.
+struct Rows {
+  std::vector<std::shared_ptr<FlowListener>> flows;  // of the streams that are still there
+  std::vector<std::string> texts;                    // one per row and beam
+};
 
 Status DecodeRow(const RequestData& request, int64_t row,
                  const std::shared_ptr<const TokenTable>& table, bool skip_special_tokens,
                  std::vector<std::string>* texts) {
+  for (const char* name : {"TOKENS_BATCH", "SEQUENCE_LENGTH"}) {
+    if (!request.Has(name)) {
+      return Status::InvalidArgument(std::string(name) +
+                                     ": this input is required, unless FLOW brings the text");
+    }
+  }
   const auto tokens = request.Int32Row("TOKENS_BATCH", row);
   if (!tokens.ok()) return tokens.status();
   const auto lengths = request.Int32Row("SEQUENCE_LENGTH", row);
@@ -64,6 +67,40 @@ Status DecodeRow(const RequestData& request, int64_t row,
   return Status::Ok();
 }
 
+// FLOW is the key of a stream, then its text if it has been settled.
+Status ReadRow(const RequestData& request, int64_t row,
+               const std::shared_ptr<const TokenTable>& table, bool skip_special_tokens,
+               Rows* rows) {
+  auto flow = request.StringRow("FLOW", row);
+  if (!flow.ok()) return flow.status();
+  if (!flow->empty()) {
+    const auto handle = ParseFlowKey(flow->front());
+    if (!handle) {
+      return Status::InvalidArgument("FLOW: begins with a string of " +
+                                     std::to_string(flow->front().size()) +
+                                     " bytes, must be the 8 bytes that role llm sent");
+    }
+    if (auto listener = FlowRegistry::Instance().Find(*handle)) {
+      rows->flows.push_back(std::move(listener));
+    }
+  }
+  if (flow->size() < 2) return DecodeRow(request, row, table, skip_special_tokens, &rows->texts);
+  rows->texts.insert(rows->texts.end(), std::make_move_iterator(flow->begin() + 1),
+                     std::make_move_iterator(flow->end()));
+  return Status::Ok();
+}
+
+std::vector<OutputTensor> Outputs(const RequestData& request,
+                                  const std::vector<std::string>& texts) {
+  // Clients expect one flat list of all rows and beams.
+  std::vector<OutputTensor> outputs = {
+      OutputTensor::OfStrings("OUTPUT", {static_cast<int64_t>(texts.size())}, texts)};
+  if (const Tensor* rate = request.Find("ACCEPTANCE_RATE")) {
+    outputs.push_back({"ACCEPTANCE_RATE", rate->dtype, rate->shape, std::string(rate->data)});
+  }
+  return outputs;
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<DetokenizeModel>> DetokenizeModel::Create(ModelConfig config) {
@@ -77,40 +114,22 @@ StatusOr<std::unique_ptr<DetokenizeModel>> DetokenizeModel::Create(ModelConfig c
       std::move(config), parameters->skip_special_tokens, std::move(table).value()));
 }
 
-StatusOr<std::vector<std::string>> DetokenizeModel::Texts(
-    const RequestData& request, const std::shared_ptr<const TokenTable>& table,
-    bool skip_special_tokens) {
-  std::vector<std::string> texts;
-  for (int64_t row = 0; row < request.batch(); ++row) {
-    if (request.Find("TEXT") == nullptr) {
-      Status status = DecodeRow(request, row, table, skip_special_tokens, &texts);
-      if (!status.ok()) return status;
-      continue;
-    }
-    auto settled = request.StringRow("TEXT", row);
-    if (!settled.ok()) return settled.status();
-    for (std::string& text : *settled) texts.push_back(std::move(text));
-  }
-  return texts;
-}
-
 Status DetokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
   const auto data = ReadTritonRequest((*stream)->request(), config().batched);
   if (!data.ok()) return data.status();
-  const auto flows = FindFlows(*data);
+  if (Status s = CheckInputs(Role::kDetokenize, *data); !s.ok()) return s;
+  Rows rows;
+  for (int64_t row = 0; row < data->batch(); ++row) {
+    if (Status s = ReadRow(*data, row, table_, skip_special_tokens_, &rows); !s.ok()) return s;
+  }
   // Not an error: tritonserver 2.51 never ends an ensemble one of whose steps fails while another
   // one runs, and then cannot shut down.
   if (data->cancelled()) {
-    for (const auto& flow : flows) flow->OnCancelled();
+    for (const auto& flow : rows.flows) flow->OnCancelled();
   }
-  if (Status s = CheckInputs(Role::kDetokenize, *data); !s.ok()) return s;
-  const auto texts = Texts(*data, table_, skip_special_tokens_);
-  if (!texts.ok()) return texts.status();
   (*stream)->MarkComputeStart();
-  // Clients expect one flat list of all rows and beams.
-  const auto count = static_cast<int64_t>(texts->size());
-  (*stream)->Send({OutputTensor::OfStrings("OUTPUT", {count}, *texts)}, true);
-  for (const auto& flow : flows) flow->OnAcknowledged();
+  (*stream)->Send(Outputs(*data, rows.texts), true);
+  for (const auto& flow : rows.flows) flow->OnAcknowledged();
   return Status::Ok();
 }
 

@@ -175,7 +175,7 @@ std::vector<TensorRow> LlmOutputs() {
       Output("prompt_tokens", kInt32, "[1]"),
       Output("completion_tokens", kInt32, "[1]"),
       Output("cached_tokens", kInt32, "[1]"),
-      Output("flow", kUint64, "[1]"),
+      Output("flow", kString, "[-1]"),
   };
 }
 
@@ -228,15 +228,18 @@ std::vector<TensorRow> TokenizeOutputs() {
 
 std::vector<TensorRow> DetokenizeInputs() {
   return {
-      Required("TOKENS_BATCH", kInt32, "[-1,-1]"),
-      Required("SEQUENCE_LENGTH", kInt32, "[-1]"),
-      // Ours: what role `llm` adds for its streams.
-      Optional("TEXT", kString, "[-1]"),
-      Optional("FLOW", kUint64, "[1]"),
+      // Needed unless FLOW brings the text.
+      Optional("TOKENS_BATCH", kInt32, "[-1,-1]"),
+      Optional("SEQUENCE_LENGTH", kInt32, "[-1]"),
+      // Ours: what role `llm` sends in an ensemble.
+      Optional("FLOW", kString, "[-1]"),
+      Optional("ACCEPTANCE_RATE", kFp32, "[1]"),
   };
 }
 
-std::vector<TensorRow> DetokenizeOutputs() { return {Output("OUTPUT", kString, "[-1]")}; }
+std::vector<TensorRow> DetokenizeOutputs() {
+  return {Output("OUTPUT", kString, "[-1]"), Output("ACCEPTANCE_RATE", kFp32, "[1]")};
+}
 
 }  // namespace
 

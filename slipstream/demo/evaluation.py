@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,7 @@ def greedy_replies(
 ) -> list[Reply]:
     """The model's greedy reply to each conversation, in order."""
     replies = []
+    generator: Any = model  # how `generate` is typed differs between releases of transformers
     batch = _BATCH if model.device.type == "cpu" else 8 * _BATCH
     for start in range(0, len(conversations), batch):
         prompts = [
@@ -59,9 +61,7 @@ def greedy_replies(
             model.device
         )
         with torch.inference_mode():
-            output = model.generate(  # type: ignore[misc]  # its stub names `self` twice
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False
-            )
+            output = generator.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
             replies.append(Reply(text, tokenizer.eos_token_id in ids))

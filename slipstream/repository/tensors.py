@@ -188,7 +188,7 @@ _LLM_OUTPUTS = (
     *_PERF_OUTPUTS,
     Tensor("text_output", "STRING", (-1,)),
     *_OWN_OUTPUTS,
-    Tensor("flow", "UINT64", (1,)),
+    Tensor("flow", "STRING", (-1,)),
 )
 
 _ENSEMBLE_INPUTS = (
@@ -289,18 +289,22 @@ _PREPROCESSING_OUTPUTS = (
 )
 
 _POSTPROCESSING_INPUTS = (
-    Tensor("TOKENS_BATCH", "INT32", (-1, -1)),
-    Tensor("SEQUENCE_LENGTH", "INT32", (-1,)),
-    # Slipstream's own: what role `llm` adds for its streams.
-    _optional("FLOW", "UINT64", 1),
-    _optional("TEXT", "STRING", -1),
+    # Needed unless FLOW brings the text.
+    _optional("TOKENS_BATCH", "INT32", -1, -1),
+    _optional("SEQUENCE_LENGTH", "INT32", -1),
+    # Slipstream's own: what role `llm` sends in an ensemble.
+    _optional("FLOW", "STRING", -1),
+    _optional("ACCEPTANCE_RATE", "FP32", 1),
 )
 
 # By role of the backend; `ensemble` has no backend.
 INTERFACES = {
     "llm": Interface(_LLM_INPUTS, _LLM_OUTPUTS),
     "tokenize": Interface(_PREPROCESSING_INPUTS, _PREPROCESSING_OUTPUTS),
-    "detokenize": Interface(_POSTPROCESSING_INPUTS, (Tensor("OUTPUT", "STRING", (-1,)),)),
+    "detokenize": Interface(
+        _POSTPROCESSING_INPUTS,
+        (Tensor("OUTPUT", "STRING", (-1,)), Tensor("ACCEPTANCE_RATE", "FP32", (1,))),
+    ),
     "ensemble": Interface(
         _ENSEMBLE_INPUTS,
         (

@@ -22,6 +22,7 @@ from slipstream.worker.frames import (
     parse_frame_header,
 )
 
+_HEADER_BYTES = FRAME_HEADER.itemsize
 _MAX_BUFFERS = min(os.sysconf("SC_IOV_MAX"), 1024)
 
 
@@ -48,9 +49,10 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._header = bytearray(FRAME_HEADER.itemsize)
-        # uint64 elements, so that the payload starts at a multiple of eight.
+        # uint64 elements and a header of 16 bytes, so that payloads start at a multiple of eight.
         self._buffer = np.empty(8192, np.uint64)
+        self._begin = 0  # of what was received and not handed out: [begin, end) of the buffer
+        self._end = 0
 
     @classmethod
     def from_fd(cls, fd: int) -> Channel:
@@ -65,14 +67,18 @@ class Channel:
 
         Raises FrameError for malformed bytes and EOFError when the peer ends inside a frame.
         """
-        if not self._fill(memoryview(self._header), may_end=True):
+        self._to_front()
+        if not self._fill(_HEADER_BYTES):
             return None
-        frame_type, size = parse_frame_header(self._header)
-        if size > self._buffer.nbytes:
-            self._buffer = np.empty((size + size // 2 + 7) // 8, np.uint64)
-        payload = self._buffer.view(np.uint8)[:size]
-        self._fill(payload.data, may_end=False)
-        return Frame(frame_type, payload)
+        frame_type, size = parse_frame_header(self._buffer.data)
+        end = _HEADER_BYTES + size
+        if end > self._buffer.nbytes:
+            larger = np.empty((end + end // 2 + 7) // 8, np.uint64)
+            larger[: self._buffer.size] = self._buffer
+            self._buffer = larger
+        self._fill(end)
+        self._begin = end
+        return Frame(frame_type, self._buffer.view(np.uint8)[_HEADER_BYTES:end])
 
     def send_map(self, frame_type: FrameType, values: Mapping[str, Any]) -> None:
         self.send(frame_type, [memoryview(msgpack.packb(dict(values)))])
@@ -92,13 +98,21 @@ class Channel:
             if sent:
                 pending[0] = pending[0][sent:]
 
-    def _fill(self, view: memoryview, *, may_end: bool) -> bool:
-        got = 0
-        while got < view.nbytes:
-            count = self._sock.recv_into(view[got:])
+    def _to_front(self) -> None:
+        # Usually nothing is left: a frame is received with its header in one call.
+        left = self._end - self._begin
+        if left:
+            data = self._buffer.view(np.uint8)
+            data[:left] = data[self._begin : self._end].copy()
+        self._begin, self._end = 0, left
+
+    def _fill(self, end: int) -> bool:
+        """Receives until ``end`` bytes are there, and what has come with them."""
+        while self._end < end:
+            count = self._sock.recv_into(self._buffer.view(np.uint8)[self._end :].data)
             if count == 0:
-                if may_end and got == 0:
+                if self._end == 0:
                     return False
                 raise EOFError("the peer closed the connection inside a frame")
-            got += count
+            self._end += count
         return True

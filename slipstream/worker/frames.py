@@ -8,6 +8,7 @@ little-endian; every array of a STEP or RESULT payload starts at a multiple of e
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
@@ -137,6 +138,32 @@ RESULT_ARRAYS: tuple[tuple[str, np.dtype[Any], str], ...] = (
 )
 
 
+def _struct_of(header: np.dtype[Any]) -> struct.Struct:
+    """A header as plain numbers: NumPy takes microseconds to read a field, struct does not."""
+    codes = {8: "Q", 4: "I", 2: "H"}
+    assert header.fields, "headers are records"
+    assert header.names
+    return struct.Struct("<" + "".join(codes[header.fields[n][0].itemsize] for n in header.names))
+
+
+def _indexed(
+    header: np.dtype[Any], arrays: tuple[tuple[str, np.dtype[Any], str], ...]
+) -> tuple[tuple[str, np.dtype[Any], int, npt.NDArray[Any]], ...]:
+    """The arrays with the place of their count among the header's numbers, and an empty one."""
+    assert header.names, "headers are records"
+    return tuple(
+        (name, dtype, header.names.index(count), np.empty(0, dtype))
+        for name, dtype, count in arrays
+    )
+
+
+_FRAME = _struct_of(FRAME_HEADER)
+_STEP = _struct_of(STEP_HEADER)
+_RESULT = _struct_of(RESULT_HEADER)
+_STEP_INDEXED = _indexed(STEP_HEADER, STEP_ARRAYS)
+_PADS = tuple(bytes(size) for size in range(8))
+
+
 class FrameError(ValueError):
     """Bytes that are not a valid frame; the connection cannot be used any more."""
 
@@ -201,77 +228,70 @@ def parse_step(payload: npt.NDArray[np.uint8]) -> StepPlan:
     """
     if payload.size < STEP_HEADER.itemsize:
         raise FrameError(f"STEP payload of {payload.size} bytes is shorter than its header")
-    header = payload[: STEP_HEADER.itemsize].view(STEP_HEADER)[0]
-    offset = STEP_HEADER.itemsize
-    arrays: dict[str, Any] = {}
-    for name, dtype, count_field in STEP_ARRAYS:
-        end = offset + int(header[count_field]) * dtype.itemsize
-        if end > payload.size:
-            raise FrameError(
-                f"STEP payload of {payload.size} bytes ends inside {name}, which needs {end}"
-            )
-        arrays[name] = payload[offset:end].view(dtype)
+    header = _STEP.unpack_from(payload.data)
+    offset, size = _STEP.size, payload.size
+    arrays = []
+    for name, dtype, count, empty in _STEP_INDEXED:
+        if not header[count]:
+            arrays.append(empty)
+            continue
+        end = offset + header[count] * dtype.itemsize
+        if end > size:
+            raise FrameError(f"STEP payload of {size} bytes ends inside {name}, which needs {end}")
+        arrays.append(payload[offset:end].view(dtype))
         offset = aligned(end)
-    if offset != aligned(payload.size):
-        raise FrameError(f"STEP payload has {payload.size} bytes; its arrays end at {offset}")
-    return StepPlan(step_id=int(header["step_id"]), **arrays)
+    if offset != aligned(size):
+        raise FrameError(f"STEP payload has {size} bytes; its arrays end at {offset}")
+    return StepPlan(header[0], *arrays)
 
 
 def encode_result(result: StepResult) -> list[memoryview]:
     """The RESULT payload as buffers to send one after the other; large arrays are not copied."""
-    header = np.zeros(1, RESULT_HEADER)
-    header["step_id"] = result.step_id
-    header["start_ns"] = result.start_ns
-    header["end_ns"] = result.end_ns
-    header["num_logits"] = result.logits.size
-    header["num_seqs"] = result.slot.size
-    header["num_tokens"] = result.tokens.size
-    header["num_logprobs"] = result.logprob_ids.size
+    header = _RESULT.pack(
+        result.step_id,
+        result.start_ns,
+        result.end_ns,
+        result.logits.size,
+        result.slot.size,
+        result.tokens.size,
+        result.logprob_ids.size,
+        0,
+    )
     arrays = [(getattr(result, name), dtype) for name, dtype, _ in RESULT_ARRAYS]
     return pack_arrays(header, arrays)
 
 
 def pack_arrays(
-    header: npt.NDArray[Any], arrays: Sequence[tuple[npt.NDArray[Any], np.dtype[Any]]]
+    header: bytes, arrays: Sequence[tuple[npt.NDArray[Any], np.dtype[Any]]]
 ) -> list[memoryview]:
     """A payload: the fixed header, then the arrays, each at a multiple of eight bytes."""
-    buffers = [_bytes_of(header)]
-    offset = header.nbytes
+    buffers = [memoryview(header)]
+    offset = len(header)
     for array, dtype in arrays:
         if pad := aligned(offset) - offset:
-            buffers.append(memoryview(bytes(pad)))
-        offset += pad
+            buffers.append(memoryview(_PADS[pad]))
+            offset += pad
         if array.size:
-            buffers.append(_bytes_of(np.ascontiguousarray(array, dtype=dtype)))
-        offset += array.size * dtype.itemsize
+            buffers.append(np.ascontiguousarray(array, dtype).data)
+            offset += array.size * dtype.itemsize
     return buffers
 
 
-def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
-    return memoryview(array.view(np.uint8).reshape(-1).data)
-
-
 def encode_frame_header(frame_type: FrameType, payload_bytes: int) -> bytes:
-    header = np.zeros(1, FRAME_HEADER)
-    header["magic"] = MAGIC
-    header["version"] = VERSION
-    header["type"] = frame_type
-    header["payload_bytes"] = payload_bytes
-    return header.tobytes()
+    return _FRAME.pack(MAGIC, VERSION, frame_type, payload_bytes)
 
 
 def parse_frame_header(data: bytes | bytearray | memoryview) -> tuple[FrameType, int]:
     """The type and payload size of a frame. Raises FrameError for anything not of this version."""
-    header = np.frombuffer(data, FRAME_HEADER, count=1)[0]
-    if header["magic"] != MAGIC:
-        raise FrameError(f"frame magic is {int(header['magic']):#x}, expected {MAGIC:#x}")
-    if header["version"] != VERSION:
-        raise FrameError(f"frame version is {int(header['version'])}, this side speaks {VERSION}")
-    payload_bytes = int(header["payload_bytes"])
+    magic, version, number, payload_bytes = _FRAME.unpack_from(data)
+    if magic != MAGIC:
+        raise FrameError(f"frame magic is {magic:#x}, expected {MAGIC:#x}")
+    if version != VERSION:
+        raise FrameError(f"frame version is {version}, this side speaks {VERSION}")
     if payload_bytes > MAX_PAYLOAD:
         raise FrameError(f"frame payload of {payload_bytes} bytes exceeds {MAX_PAYLOAD}")
     try:
-        frame_type = FrameType(int(header["type"]))
+        frame_type = FrameType(number)
     except ValueError:
-        raise FrameError(f"frame type {int(header['type'])} is unknown") from None
+        raise FrameError(f"frame type {number} is unknown") from None
     return frame_type, payload_bytes

@@ -207,7 +207,8 @@ TEST_CASE("backend: a later step of an ensemble cancels the stream behind its ha
   const auto client = std::make_shared<Client>();
   std::atomic<uint64_t> handle{0};
   client->on_response = [&](const Response& response) {
-    if (const host::Output* flow = response.Find("flow")) handle = flow->As<uint64_t>()[0];
+    if (const host::Output* flow = response.Find("flow"))
+      handle = *ParseFlowKey(flow->Strings()[0]);
   };
   TRITONBACKEND_Request* request = host::NewRequest(spec, client);
   model->Execute(nullptr, &request, 1);

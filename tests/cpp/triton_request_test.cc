@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -305,6 +306,42 @@ TEST_CASE("request: an ensemble names flow among its outputs") {
   CHECK(request->rows[0].end_ids == std::vector<int32_t>{2, 3});
 }
 
+// Token 0 is "a".
+std::shared_ptr<const TokenTable> AsciiTable() {
+  const auto binary = [](const std::string& bytes) {
+    return nlohmann::json::binary(std::vector<uint8_t>(bytes.begin(), bytes.end()));
+  };
+  const auto blob =
+      nlohmann::json::to_msgpack({{"format", "slipstream.token_table"},
+                                  {"version", 1},
+                                  {"joiner", "concat"},
+                                  {"count", 1},
+                                  {"flags", binary("\1")},
+                                  {"offsets", binary(std::string("\0\0\0\0\1\0\0\0", 8))},
+                                  {"data", binary("a")}});
+  auto table = TokenTable::FromMsgpack({reinterpret_cast<const char*>(blob.data()), blob.size()});
+  REQUIRE_MESSAGE(table.ok(), table.status().message());
+  return *table;
+}
+
+TEST_CASE("request: flow alone is enough for an ensemble of a model with a tokenizer") {
+  ReaderSettings settings = Settings();
+  const auto read = [&] {
+    RequestBuilder piped;
+    piped.Prompt({1}, 1).Outputs({"flow"});
+    return Read(std::move(piped), settings);
+  };
+  CHECK(read().status().code() == StatusCode::kUnsupported);
+  CHECK(read().status().message().find("flow: carries no text") == 0);
+  settings.token_table = AsciiTable();
+  const auto request = read();
+  REQUIRE(request.ok());
+  CHECK(request->plan.text);
+  CHECK_FALSE(request->plan.ids);
+  CHECK_FALSE(request->plan.text_output);
+  CHECK(request->rows[0].return_text);
+}
+
 TEST_CASE("request data: tensors must be what they say") {
   const auto error = [](host::Output tensor) {
     RequestBuilder builder;
@@ -345,8 +382,8 @@ TEST_CASE("declarations: names and types must be the interface's") {
         "output 'OUTPT': role detokenize has none of this name; the nearest is 'OUTPUT'");
   CHECK(CheckDeclaration(Role::kDetokenize, inputs, {{"OUTPUT", "INT32"}}).message() ==
         "output 'OUTPUT': declared TYPE_INT32, must be TYPE_STRING");
-  CHECK(CheckDeclaration(Role::kDetokenize, {{"TOKENS_BATCH", "INT32"}}, {}).message() ==
-        "input 'SEQUENCE_LENGTH': role detokenize needs it declared");
+  CHECK(CheckDeclaration(Role::kLlm, {{"input_lengths", "INT32"}}, {}).message() ==
+        "input 'request_output_len': role llm needs it declared");
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "triton/flow_registry.h"
 #include "triton/response_builder.h"
 #include "triton_host.h"
 
@@ -120,8 +121,21 @@ TEST_CASE("response: a stopped sequence is empty, but whole for the later steps 
   const auto outputs = BuildStoppedOutputs(plan, 0, std::move(event));
   CHECK(outputs[0].shape == std::vector<int64_t>{1, 1, 0});
   CHECK(Values<int32_t>(outputs[1]) == std::vector<int32_t>{0});
-  CHECK(Find(outputs, "text_output")->data == SerializeBytesTensor({""}));
-  CHECK(Values<uint64_t>(*Find(outputs, "flow")) == std::vector<uint64_t>{9});
+  CHECK(Find(outputs, "text_output") == nullptr);
+  CHECK(Find(outputs, "flow")->shape == std::vector<int64_t>{1, 2});
+  CHECK(Find(outputs, "flow")->data == SerializeBytesTensor({FlowKey(9), ""}));
+}
+
+TEST_CASE("response: an ensemble that asks only for flow gets its text in it, and nothing else") {
+  ResponsePlan plan = Batched();
+  plan.piped = plan.text = true;
+  plan.ids = false;
+  plan.flow = 7;
+  const auto outputs = BuildOutputs(plan, 0, Tokens({1, 2}, "ab"));
+  REQUIRE(outputs.size() == 1);
+  CHECK(outputs[0].data == SerializeBytesTensor({FlowKey(7), "ab"}));
+  plan.text = false;
+  CHECK(BuildOutputs(plan, 0, Tokens({1}))[0].data == SerializeBytesTensor({FlowKey(7)}));
 }
 
 TEST_CASE("response: events merge as if they had been one") {

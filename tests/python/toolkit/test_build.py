@@ -85,9 +85,15 @@ def test_ensemble_wiring(repository: Path) -> None:
     assert llm.input_map["end_id"] == "end_id"
     assert "stop_words_list" not in llm.input_map
     post = steps["postprocessing"]
-    assert post.input_map["TEXT"] == llm.output_map["text_output"]
-    assert post.input_map["FLOW"] == llm.output_map["flow"]
-    assert post.output_map["OUTPUT"] == "text_output"
+    # One tensor a response, and the output whose name comes first from the last step: see wiring.
+    assert dict(post.input_map) == {
+        "FLOW": llm.output_map["flow"],
+        "ACCEPTANCE_RATE": llm.output_map["acceptance_rate"],
+    }
+    assert dict(post.output_map) == {
+        "OUTPUT": "text_output",
+        "ACCEPTANCE_RATE": min(output.name for output in read(repository, "ensemble").output),
+    }
 
 
 def test_postprocessing_keeps_the_order(repository: Path) -> None:

@@ -129,7 +129,7 @@ def encode_step(plan: StepPlan) -> list[memoryview]:
     for name, dtype, count in frames.STEP_ARRAYS:
         header[count] = getattr(plan, name).size
         arrays.append((getattr(plan, name), dtype))
-    return frames.pack_arrays(header, arrays)
+    return frames.pack_arrays(header.tobytes(), arrays)
 
 
 def parse_result(payload: np.ndarray) -> StepResult:
