@@ -8,26 +8,31 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from slipstream.models.config_reader import CheckpointError, ConfigReader
+from slipstream.models.fallback.spec import FallbackSpec
 from slipstream.models.family import Family
 from slipstream.models.registry import describe
 from slipstream.models.spec import ArchSpec
+
+Spec = TypeVar("Spec", ArchSpec, FallbackSpec)
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 
-def resolve_checkpoint(model: str, revision: str | None, *, weights: bool = True) -> Path:
+def resolve_checkpoint(
+    model: str, revision: str | None, *, weights: bool = True, code: bool = False
+) -> Path:
     """The directory of a checkpoint: ``model`` itself, or a snapshot from the hub.
 
-    ``weights`` false leaves the tensors out of a download. Raises CheckpointError if ``model`` is
-    neither a directory nor something that the hub gives us.
+    ``weights`` false leaves the tensors out of a download, ``code`` adds Python files. Raises
+    CheckpointError if ``model`` is neither a directory nor something that the hub gives us.
     """
     path = Path(model)
     if path.is_dir():
@@ -37,6 +42,7 @@ def resolve_checkpoint(model: str, revision: str | None, *, weights: bool = True
     from huggingface_hub import snapshot_download  # costs import time and is rarely needed
 
     patterns = [p for p in _HUB_PATTERNS if weights or not p.endswith("safetensors")]
+    patterns += ["*.py"] if code else []
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's errors share no base class
@@ -52,7 +58,7 @@ class Checkpoint:
         """Reads config.json. Raises CheckpointError naming what is missing or unsupported."""
         self.path = path
         spec, self.family = describe(read_json(path / "config.json"))
-        self.spec = _with_generation_ends(spec, path)
+        self.spec = with_generation_ends(spec, path)
 
     def tensors(self) -> TensorFiles:
         return TensorFiles(self.path, self.family)
@@ -116,16 +122,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _with_generation_ends(spec: ArchSpec, path: Path) -> ArchSpec:
-    # Chat checkpoints name their end-of-turn token only in generation_config.json.
+def with_generation_ends(spec: Spec, path: Path) -> Spec:
+    """``spec`` with what generation_config.json adds: chat checkpoints name their end-of-turn
+    token only there. Raises CheckpointError naming the field at fault."""
     file = path / "generation_config.json"
     if not file.is_file():
         return spec
-    generation = ConfigReader(read_json(file), "generation_config.json: ")
-    ends = dict.fromkeys((*spec.end_ids, *generation.token_ids("eos_token_id")))
+    generation: ConfigReader = ConfigReader(read_json(file), "generation_config.json: ")
+    ends = tuple(dict.fromkeys((*spec.end_ids, *generation.token_ids("eos_token_id"))))
     pads = generation.token_ids("pad_token_id")
     pad_id = spec.pad_id if spec.pad_id >= 0 or not pads else pads[0]
-    return replace(spec, end_ids=tuple(ends), pad_id=pad_id)
+    return replace(spec, end_ids=ends, pad_id=pad_id)
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -115,6 +115,10 @@ class ArchSpec:
     def num_layers(self) -> int:
         return len(self.layers)
 
+    @property
+    def scores(self) -> tuple[ScoreSpec, ...]:
+        return tuple(layer.attention.scores for layer in self.layers)
+
     def map_layers(self, change: Callable[[int, LayerSpec], LayerSpec]) -> ArchSpec:
         """The same decoder with ``change(index, layer)`` for every layer."""
         layers = tuple(change(index, layer) for index, layer in enumerate(self.layers))
