@@ -22,24 +22,29 @@ from slipstream.models.spec import ArchSpec, BlockSpec, QkNormSpec
 
 def cohere_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config = config.with_defaults(rope_theta=500000.0)
-    spec = _spec(config, architecture)
+    spec = _spec(config, architecture, windows=False)
     if config.get("use_qk_norm", bool, False):
         spec = spec.with_attention(qk_norm=QkNormSpec(spec.norm, over="own"))
     return spec
 
 
 def cohere2_spec(config: ConfigReader, architecture: str) -> ArchSpec:
+    config.only("use_qk_norm", False)
     config = config.with_defaults(sliding_window=4096)
-    spec = _spec(config, architecture)
+    spec = _spec(config, architecture, windows=True)
     pattern = config.positive("sliding_window_pattern", 4)
     masks = read_masks(config, spec.num_layers, lambda index: (index + 1) % pattern != 0)
     return without_rope(with_masks(spec, masks), is_full)
 
 
-def _spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    config = config.with_defaults(tie_word_embeddings=True)
+def _spec(config: ConfigReader, architecture: str, *, windows: bool) -> ArchSpec:
+    config.only("use_gated_activation", True)
+    config.only("use_parallel_block", True)
+    config.only("position_embedding_type", "rope_gptj")
+    config.only("rotary_pct", 1, 1.0)
+    config = config.with_defaults(tie_word_embeddings=True, max_position_embeddings=8192)
     norm = NormSpec(config.positive_float("layer_norm_eps", 1e-5), "layer")
-    spec = read_spec(config, architecture, norm=norm, rope_style="interleaved")
+    spec = read_spec(config, architecture, norm=norm, windows=windows, rope_style="interleaved")
     return replace(
         spec,
         block=BlockSpec(parallel="one_norm"),

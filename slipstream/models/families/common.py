@@ -34,15 +34,20 @@ def read_spec(
     architecture: str,
     *,
     norm: NormSpec,
+    windows: bool = False,
     rope: bool = True,
     partial_rope: bool = False,
     rope_style: RopeStyle = "halves",
 ) -> ArchSpec:
     """A pre-norm decoder with gated MLPs and full attention, from the fields that families share.
 
-    ``partial_rope``: whether ``partial_rotary_factor`` may be below 1. Raises CheckpointError.
+    ``windows``: the family's file reads sliding windows; ``rope`` false: it reads rotations;
+    ``partial_rope``: ``partial_rotary_factor`` may be below 1. Raises CheckpointError.
     """
     config.only("quantization_config")
+    if not windows:
+        config.only("sliding_window")
+        config.strings("layer_types", ("full_attention",))
     hidden_size = config.positive("hidden_size")
     num_heads, num_kv_heads, head_dim = _read_heads(config, hidden_size)
     bias = config.get("attention_bias", bool, False)

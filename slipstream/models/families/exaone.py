@@ -24,7 +24,7 @@ from slipstream.models.spec import ArchSpec, BlockSpec, QkNormSpec
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config.only("attention_bias", False)
     config = config.with_defaults(sliding_window=4096, num_key_value_heads=32)
-    spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5))
+    spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5), windows=True)
     spec = spec.with_attention(qk_norm=QkNormSpec(spec.norm))
     spec = replace(spec, block=BlockSpec(pre_norm=False, post_norm=True))
     if not config.has("sliding_window"):

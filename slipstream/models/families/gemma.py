@@ -33,8 +33,10 @@ def gemma2_spec(config: ConfigReader, architecture: str) -> ArchSpec:
 
 def gemma3_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config.only("attn_logit_softcapping")
-    config = config.with_defaults(rope_theta=1e6)
-    spec = _spec(config, architecture, pattern=config.positive("sliding_window_pattern", 6))
+    config = config.with_defaults(rope_theta=1e6, max_position_embeddings=131072)
+    pattern = config.positive("sliding_window_pattern", 6)
+    # Rotations differ by layer, and the checkpoint's limit already counts what they stretch.
+    spec = _spec(config, architecture, pattern=pattern, rope=False)
     spec = spec.with_attention(qk_norm=QkNormSpec(spec.norm))
     full, local = _ropes(config, spec.head_dim)
 
@@ -42,23 +44,21 @@ def gemma3_spec(config: ConfigReader, architecture: str) -> ArchSpec:
         rope = full if is_full(index, layer) else local
         return replace(layer, attention=replace(layer.attention, rope=rope))
 
-    # The checkpoint's limit already counts what its scaling stretches.
-    return replace(
-        spec.map_layers(rotated), max_positions=config.positive("max_position_embeddings", 131072)
-    )
+    return spec.map_layers(rotated)
 
 
-def _spec(config: ConfigReader, architecture: str, *, pattern: int) -> ArchSpec:
+def _spec(config: ConfigReader, architecture: str, *, pattern: int, rope: bool = True) -> ArchSpec:
     config.only("use_bidirectional_attention", False)
     config = config.with_names(hidden_act="hidden_activation").with_defaults(
         head_dim=256,
         num_key_value_heads=4,
         hidden_act="gelu_pytorch_tanh",
         sliding_window=4096,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
     )
     norm = NormSpec(config.positive_float("rms_norm_eps", 1e-6), float32_weight=True)
-    spec = read_spec(config, architecture, norm=norm)
+    spec = read_spec(config, architecture, norm=norm, windows=True, rope=rope)
     spec = with_scores(spec, scale=config.positive_float("query_pre_attn_scalar", 256.0) ** -0.5)
     masks = read_masks(config, spec.num_layers, lambda index: (index + 1) % pattern != 0)
     return replace(

@@ -16,7 +16,11 @@ from slipstream.models.weights import WeightTable
 
 def glm_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config = config.with_defaults(
-        head_dim=128, num_key_value_heads=2, partial_rotary_factor=0.5, attention_bias=True
+        head_dim=128,
+        num_key_value_heads=2,
+        partial_rotary_factor=0.5,
+        attention_bias=True,
+        max_position_embeddings=131072,
     )
     norm = rms_norm(config, 1.5625e-7)
     spec = read_spec(config, architecture, norm=norm, partial_rope=True, rope_style="interleaved")

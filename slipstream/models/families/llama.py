@@ -35,7 +35,6 @@ IGNORED_TENSORS = (".rotary_emb.inv_freq",)
 
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    config.only("sliding_window")
     return read_spec(config, architecture, norm=rms_norm(config))
 
 

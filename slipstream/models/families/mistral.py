@@ -12,9 +12,11 @@ from slipstream.models.spec import ArchSpec
 
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    config = config.with_defaults(sliding_window=4096, num_key_value_heads=8)
+    config = config.with_defaults(
+        sliding_window=4096, num_key_value_heads=8, max_position_embeddings=131072
+    )
     config.only("attention_bias", False)
-    return with_window(config, read_spec(config, architecture, norm=rms_norm(config)))
+    return with_window(config, read_spec(config, architecture, norm=rms_norm(config), windows=True))
 
 
 FAMILY = Family("Mistral", ("MistralForCausalLM",), arch_spec, llama.WEIGHTS, llama.IGNORED_TENSORS)

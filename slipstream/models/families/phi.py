@@ -14,7 +14,11 @@ from slipstream.models.weights import WeightTable
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config.only("attention_bias", False)
-    spec = read_spec(config, architecture, norm=rms_norm(config, 1e-5), partial_rope=True)
+    config.only("lm_head_bias", False)
+    config = config.with_defaults(max_position_embeddings=4096)
+    spec = read_spec(
+        config, architecture, norm=rms_norm(config, 1e-5), windows=True, partial_rope=True
+    )
     return with_window(config, spec)
 
 

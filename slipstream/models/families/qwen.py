@@ -23,7 +23,8 @@ def qwen3_spec(config: ConfigReader, architecture: str) -> ArchSpec:
 
 
 def _spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    spec = read_spec(config, architecture, norm=rms_norm(config))
+    config = config.with_defaults(max_position_embeddings=32768)
+    spec = read_spec(config, architecture, norm=rms_norm(config), windows=True)
     if not config.get("use_sliding_window", bool, False):
         config.strings("layer_types", ("full_attention",))
         return spec

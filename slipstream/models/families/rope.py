@@ -32,6 +32,8 @@ def read_rope(
     Raises CheckpointError, also for a ``partial_rotary_factor`` other than 1 unless ``partial``.
     """
     rope = rope_fields(config, layer_type)
+    for unread in ("full_attention", "sliding_attention", "mrope_section"):
+        rope.only(unread)
     theta = (rope if rope.has("rope_theta") else config).positive_float("rope_theta", 10000.0)
     factor_from = rope if rope.has("partial_rotary_factor") else config
     if not partial:

@@ -18,8 +18,13 @@ from slipstream.models.spec import ArchSpec
 
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    config = config.with_defaults(rope_theta=2e6, num_key_value_heads=4, tie_word_embeddings=True)
-    spec = read_spec(config, architecture, norm=rms_norm(config))
+    config = config.with_defaults(
+        rope_theta=2e6,
+        max_position_embeddings=32768,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+    )
+    spec = read_spec(config, architecture, norm=rms_norm(config), windows=True)
     interval = config.positive("no_rope_layer_interval", 4)
     default = [int((index + 1) % interval != 0) for index in range(spec.num_layers)]
     rotated = config.flags("no_rope_layers", default)  # 1 means rotated, whatever the name says

@@ -17,11 +17,16 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
     config = config.with_defaults(
         hidden_act="gelu_pytorch_tanh",
         num_key_value_heads=2,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
+    config.only("norm_type", "layer_norm")
+    config.only("mlp_type", "default")
     bias = config.get("use_bias", bool, True)
     norm = NormSpec(config.positive_float("norm_epsilon", 1e-5), "layer", bias=True)
-    spec = with_mlp(read_spec(config, architecture, norm=norm), gated=False, bias=bias)
+    spec = with_mlp(
+        read_spec(config, architecture, norm=norm, windows=True), gated=False, bias=bias
+    )
     return with_window(config, spec.with_attention(qkv_bias=bias, output_bias=bias))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from family_cases import CASES
+from family_serving import Served
 from worker_checkpoints import VARIANTS, Reference, make_model
 
 # Threads only wait for each other on models this small, and for long when the machine is busy.
@@ -29,3 +31,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refe
         return made[variant]
 
     return make
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Every case of every family in turn."""
+    return Served.of(request.param, tmp_path_factory.mktemp("family"))

@@ -13,7 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 VOCAB = 101
 WINDOW = 16  # of the cases that have one: shorter than any prompt that matters
 
+# Large enough to be felt, and no two names alike.
+_EPSILONS = {
+    "rms_norm_eps": 0.02,
+    "layer_norm_eps": 0.03,
+    "norm_epsilon": 0.04,
+    "layer_norm_epsilon": 0.05,
+}
 _SIZES: dict[str, Any] = {
+    **_EPSILONS,
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 80,
@@ -26,6 +34,7 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _GPT2_SIZES: dict[str, Any] = {
+    **_EPSILONS,
     "vocab_size": VOCAB,
     "n_embd": 64,
     "n_layer": 4,
@@ -269,7 +278,7 @@ CASES: tuple[Case, ...] = (
 
 EXAMPLES: dict[str, str] = {
     "Llama 1 to 3.3": "Llama 2 7B, Llama 3.1 8B, Llama 3.3 70B, TinyLlama",
-    "Mistral": "Mistral 7B, Mistral Nemo, Mistral Small",
+    "Mistral": "Mistral 7B, Mistral Nemo, Mistral Small 24B (2501)",
     "Qwen 2, 2.5": "Qwen2 7B, Qwen2.5 0.5B–72B",
     "Qwen 3": "Qwen3 0.6B–32B",
     "Gemma 2": "Gemma 2 2B, 9B, 27B",

@@ -4,64 +4,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
-from family_cases import CASES, VOCAB, Case
-from transformers import PreTrainedModel
-from worker_testing import Driver, TestSequence, load_runner, logits_of
-
-from slipstream.worker.engine import ModelRunner
-from slipstream.worker.frames import SeqFlag
-
-STEPS = 64
-TOLERANCE = 1e-4  # of the length of a row of logits
-PROMPT = 70  # tokens: longer than any window of the cases
-
-
-@dataclass(frozen=True)
-class Served:
-    """A family's checkpoint in transformers' hands and in ours."""
-
-    model: PreTrainedModel
-    runner: ModelRunner
-    path: Path
-
-    def driver(self, seed: int = 0) -> Driver:
-        self.runner.cache.pool.fill_(float("nan"))  # whatever a test before this one left
-        return Driver(self.runner, seed)
-
-    def logits(self, tokens: list[int]) -> np.ndarray:
-        with torch.inference_mode():
-            return self.model(torch.tensor([tokens])).logits[0].numpy()
-
-    def assert_close(self, ours: np.ndarray, tokens: list[int]) -> None:
-        theirs = self.logits(tokens)
-        assert ours.shape == theirs.shape
-        error = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
-        assert error.max() < TOLERANCE
-
-    def assert_greedy(self, prompt: list[int], generated: list[int]) -> None:
-        """By induction: each token is the one that transformers chooses after those before."""
-        assert len(generated) == STEPS
-        chosen = self.logits(prompt + generated[:-1])[len(prompt) - 1 :].argmax(-1)
-        assert generated == chosen.tolist()
-
-
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def served(request: pytest.FixtureRequest, tmp_path_factory) -> Served:
-    case: Case = request.param
-    path = tmp_path_factory.mktemp("family")
-    model = case.make_model()
-    model.save_pretrained(path)
-    return Served(model, load_runner(path, kv_cache_tokens=2048), path)
-
-
-def random_tokens(count: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(3, VOCAB, count).tolist()
+from family_serving import PROMPT, STEPS, Served, context_logits, random_tokens
+from worker_testing import Driver, PlanBuilder, TestSequence
 
 
 def run(
@@ -97,23 +42,10 @@ def run(
     return [sequence.tokens[count:] for sequence, count in zip(sequences, known, strict=True)]
 
 
-def _retired(plan, sequences):
+def _retired(plan: PlanBuilder, sequences: list[TestSequence]) -> PlanBuilder:
     for sequence in sequences:
         plan.retire(sequence.slot)
     return plan
-
-
-def context_logits(driver: Driver, tokens: list[int], chunk: int) -> np.ndarray:
-    plan = driver.new_plan()
-    sequence = driver.start(plan, 0, tokens)
-    rows: list[np.ndarray] = []
-    while sequence.computed < len(tokens):
-        count = min(chunk, len(tokens) - sequence.computed)
-        driver.add(plan, sequence, count, flags=SeqFlag.CONTEXT_LOGITS)
-        rows += list(logits_of(driver.runner.step(plan.build()), VOCAB)[0])
-        plan = driver.new_plan()
-    driver.runner.step(plan.retire(0).build())
-    return np.stack(rows)
 
 
 @pytest.mark.parametrize("chunk", [PROMPT, 11, 1], ids=["prefill", "chunked", "decode"])
