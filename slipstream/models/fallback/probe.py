@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from slipstream.attention.interface import FULL, Mask, ScoreSpec
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.fallback.bridge import PROBED, AttentionCall, Bridge, WantedMask
+from slipstream.models.fallback.row_counting import RowCounting
 
-TOKENS = 3  # of the forward
+TOKENS = 11  # of the forward: a number that hardly anything else has
 
 # What is passed to attention functions and is honoured, or does not change the result.
 _KNOWN = {
@@ -86,7 +87,12 @@ def probe(model: nn.Module, bridge: Bridge, device: torch.device, num_layers: in
         inputs["attention_mask"] = torch.ones_like(tokens)
     recorder = _Recorder(name, device)
     try:
-        with bridge.using(PROBED), bridge.handled_by(recorder.attend), recorder.watching(model):
+        with (
+            bridge.using(PROBED),
+            bridge.handled_by(recorder.attend),
+            recorder.watching(model),
+            RowCounting(name, TOKENS),
+        ):
             model(**inputs)
     except (AttributeError, TypeError) as error:
         if WantedMask.__name__ not in str(error):
