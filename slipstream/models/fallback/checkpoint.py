@@ -77,13 +77,24 @@ class FallbackCheckpoint:
                 torch.manual_seed(dummy_seed)
                 model = library.build(self._config, dtype, device)
         progress(0.9, "comparing with transformers' attention")
+        try:
+            decoder = self._checked(model, path, dtype, device)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever the model's code raises
+            raise CheckpointError(f"{type(model).__name__}: its forward fails: {error}") from error
+        progress(1.0, "loaded")
+        return decoder
+
+    def _checked(
+        self, model: nn.Module, path: Path, dtype: torch.dtype, device: torch.device
+    ) -> FallbackDecoder:
         bridge = Bridge(model)
         found = self._probe(model, bridge, device)
         decoder = FallbackDecoder(
             model, bridge, found, with_generation_ends(self._spec(model, found), path), dtype
         )
         self_test(decoder)
-        progress(1.0, "loaded")
         return decoder
 
     def _probe(self, model: nn.Module, bridge: Bridge, device: torch.device) -> Probe:

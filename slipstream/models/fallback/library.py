@@ -65,13 +65,15 @@ def build(config: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=PAGED, **_code(config), **extra
             )
-    except KeyError as error:
-        if error.args != (PAGED,):
-            raise
+    except Exception as error:  # whatever the model's code raises
+        if error.args == (PAGED,):
+            raise CheckpointError(
+                f"{_names(config)}: chooses among attentions of its own, not by transformers' "
+                "attention interface; it cannot attend to a paged KV cache"
+            ) from None
         raise CheckpointError(
-            f"{_names(config)}: chooses among attentions of its own, not by transformers' "
-            "attention interface; it cannot attend to a paged KV cache"
-        ) from None
+            f"config.json: transformers builds no model of it: {error}"
+        ) from error
     model.eval().requires_grad_(False)
     return model
 

@@ -138,7 +138,7 @@ class _Recorder:
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         try:
-            self.layers.append(_layer_call(call, self._device))
+            self.layers.append(read_call(call, self._device))
         except CheckpointError as error:
             raise CheckpointError(f"{self._name}: layer {len(self.layers)} {error}") from None
         return call.value.new_zeros((call.query.shape[2], call.query.shape[1], call.value.shape[3]))
@@ -187,7 +187,7 @@ def _hooks(
     ]
 
 
-def _layer_call(call: AttentionCall, device: torch.device) -> LayerCall:
+def read_call(call: AttentionCall, device: torch.device) -> LayerCall:
     """Raises CheckpointError for what is asked and not honoured; the message goes on from there."""
     options = call.options
     for name, value in options.items():

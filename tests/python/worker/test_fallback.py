@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from fallback_cases import BOTH, FOREIGN
 from family_cases import Case
 from family_serving import PROMPT, TOLERANCE, Served, context_logits, error_of, random_tokens
@@ -17,9 +19,10 @@ from test_families import (
     test_greedy_when_preempted,
     test_logits,
 )
-from worker_testing import load_runner
+from worker_testing import config, load_runner
 
 from slipstream.models.fallback.decoder import FallbackDecoder
+from slipstream.worker.startup import load_model
 
 # The requests of every family, made to the models of this module.
 __all__ = [
@@ -56,3 +59,36 @@ def test_both_implementations_agree(case: Case, tmp_path: Path) -> None:
     prompt = random_tokens(PROMPT, seed=3)
     logits = [context_logits(served.driver(), prompt, 11) for served in (native, fallback)]
     assert error_of(*logits) < TOLERANCE
+
+
+def test_a_worker_says_the_same_of_both(tmp_path: Path) -> None:
+    BOTH[0].make_model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 2]}')
+    hellos, reports = [], []
+    for impl in ("native", "transformers"):
+        settings = config(tmp_path, device="cpu", model_impl=impl)
+        fractions: list[float] = []
+        reports.append(fractions)
+        hellos.append(load_model(settings, lambda f, _, to=fractions: to.append(f)).hello)
+    assert hellos[0] == hellos[1]
+    assert hellos[1]["end_ids"] == [2, 9]
+    assert all(seen == sorted(seen) and seen[-1] == 1.0 for seen in reports)
+
+
+@pytest.mark.parametrize("case", [FOREIGN[0], FOREIGN[8]], ids=lambda case: case.name)
+def test_half_precision(case: Case, tmp_path: Path) -> None:
+    """As near to transformers in float32 as its own bfloat16 is, or half as near again."""
+    served = Served.of(case, tmp_path, torch.bfloat16, model_impl="transformers")
+    assert served.runner.cache.shape.dtype == torch.bfloat16
+    prompt = random_tokens(PROMPT, seed=4)
+    exact = case.make_model().to(torch.bfloat16).float()
+    with torch.inference_mode():
+        wanted = exact(torch.tensor([prompt])).logits[0].numpy()
+    ours = context_logits(served.driver(), prompt, 11)
+    assert middle_error(ours, wanted) < 1.5 * middle_error(served.logits(prompt), wanted)
+
+
+def middle_error(ours: np.ndarray, wanted: np.ndarray) -> float:
+    """Not of the worst row: rounding may choose another expert in one."""
+    errors = np.linalg.norm(ours - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    return float(np.median(errors))
