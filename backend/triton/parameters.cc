@@ -107,6 +107,7 @@ std::vector<LlmRow> OwnRows() {
       {"dtype", "", Text<LlmParameters>(LLM(worker.dtype))},
       {"device", "", Text<LlmParameters>(LLM(worker.device))},
       {"load_format", "", Text<LlmParameters>(LLM(worker.load_format))},
+      {"model_impl", "", Text<LlmParameters>(LLM(worker.model_impl))},
       {"trust_remote_code", "", Bool<LlmParameters>(LLM(worker.trust_remote_code))},
       {"num_threads", "", LlmInt(LLM(worker.num_threads), 0, 4096)},
       {"seed", "", Int<LlmParameters>(LLM(worker.seed), 0, kMaxInt64)},

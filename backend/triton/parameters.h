@@ -28,6 +28,7 @@ struct WorkerParameters {
   std::string dtype = "auto";
   std::string device = "auto";
   std::string load_format = "auto";
+  std::string model_impl = "auto";
   bool trust_remote_code = false;
   int32_t num_threads = 0;
   int64_t seed = 0;

@@ -33,6 +33,7 @@ nlohmann::json WorkerConfig(const LlmParameters& parameters) {
       {"dtype", worker.dtype},
       {"device", worker.device},
       {"load_format", worker.load_format},
+      {"model_impl", worker.model_impl},
       {"trust_remote_code", worker.trust_remote_code},
       {"num_threads", worker.num_threads},
       {"seed", worker.seed},

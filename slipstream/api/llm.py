@@ -36,6 +36,7 @@ class LLM:
         max_seq_len: prompt + generated; 0 is the checkpoint's own limit.
         kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory,
             and if that is 0, too, 0.9 of a GPU's or 0.25 of a host's.
+        model_impl: ``native``, ``transformers``, or ``auto``: native where there is one.
         policy: ``guaranteed_no_evict`` or ``max_utilization``.
         progress: called with (fraction, what) while the model loads.
 
@@ -58,6 +59,7 @@ class LLM:
         kv_cache_fraction: float = 0.0,
         policy: str = "guaranteed_no_evict",
         enable_prefix_reuse: bool = True,
+        model_impl: str = "auto",
         trust_remote_code: bool = False,
         num_threads: int = 0,
         progress: Callable[[float, str], None] | None = None,
@@ -78,6 +80,7 @@ class LLM:
             "max_seq_len": max_seq_len,
             "kv_cache_tokens": kv_cache_tokens,
             "kv_cache_fraction": kv_cache_fraction,
+            "model_impl": model_impl,
             "trust_remote_code": trust_remote_code,
             "num_threads": num_threads,
         }

@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from slipstream.cli.console import note, progress_bar, table
 from slipstream.config import ConfigError, SlipstreamConfig
 from slipstream.repository import build_repository, resolve
+from slipstream.repository.checkpoint import UnmeasuredError
 from slipstream.repository.plan import make_plan
 from slipstream.repository.render import NAMING
 from slipstream.server import (
@@ -83,7 +84,10 @@ def prepare(
     """
     config = make_local(resolve(config))
     if config.worker.worker == "process" and config.model.load_format != "dummy":
-        table(make_plan(config).rows(), "memory plan")
+        try:
+            table(make_plan(config).rows(), "memory plan")
+        except UnmeasuredError as error:
+            note(f"no memory plan: {error}")
     build_repository(config, repository, force=force)
     server = config.server
     options = ServerOptions(

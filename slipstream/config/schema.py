@@ -52,6 +52,12 @@ class ModelSection(Section):
         "auto: safetensors, else pytorch_model.bin; safetensors: no other; dummy: random weights",
         roles=LLM,
     )
+    model_impl: Literal["auto", "native", "transformers"] = _option(
+        "auto",
+        "whose forward runs: Slipstream's, or transformers' over the paged cache; auto: "
+        "Slipstream's if it has the architecture",
+        roles=LLM,
+    )
     trust_remote_code: bool = _option(
         False, "run Python code that comes with the checkpoint", roles=ALL_ROLES
     )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -23,7 +24,14 @@ _PROGRESS_STEP = 1 / 200  # of the bytes; models of thousands of tensors need no
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_dtype(requested: str, spec: ArchSpec, device: torch.device) -> torch.dtype:
+class StoredDtype(Protocol):
+    """``dtype`` is the checkpoint's own; None: not said."""
+
+    @property
+    def dtype(self) -> str | None: ...
+
+
+def choose_dtype(requested: str, spec: StoredDtype, device: torch.device) -> torch.dtype:
     """The dtype to compute in. ``auto`` takes the checkpoint's, or float32 if it names none.
 
     On a CPU ``auto`` turns float16 into float32: few CPUs compute in it, and float32 holds

@@ -66,11 +66,20 @@ _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.archi
 def describe(values: Mapping[str, Any]) -> tuple[ArchSpec, Family]:
     """What the object in a config.json says. Raises CheckpointError naming the field at fault."""
     config = ConfigReader(values)
+    name, family = family_of(_architectures(config, values))
+    return family.arch_spec(config, name), family
+
+
+def has_family(values: Mapping[str, Any]) -> bool:
+    """Whether ``describe`` knows an architecture of the object in a config.json."""
+    return not _BY_ARCHITECTURE.keys().isdisjoint(_architectures(ConfigReader(values), values))
+
+
+def _architectures(config: ConfigReader, values: Mapping[str, Any]) -> list[str]:
     architectures = values.get("architectures") or []
     if not isinstance(architectures, list):
         raise config.invalid("architectures", "a list of names")
-    name, family = family_of([str(entry) for entry in architectures])
-    return family.arch_spec(config, name), family
+    return [str(entry) for entry in architectures]
 
 
 def family_of(architectures: list[str]) -> tuple[str, Family]:

@@ -132,6 +132,10 @@ class ArchSpec:
         mla = self.layers[0].attention.mla
         return None if mla is None else mla.kv_lora_rank
 
+    @property
+    def scores(self) -> tuple[ScoreSpec, ...]:
+        return tuple(layer.attention.scores for layer in self.layers)
+
     def map_layers(self, change: Callable[[int, LayerSpec], LayerSpec]) -> ArchSpec:
         """The same decoder with ``change(index, layer)`` for every layer."""
         layers = tuple(change(index, layer) for index, layer in enumerate(self.layers))

@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, hf_hub_download
 
 from slipstream.errors import SlipstreamError
+
+ModelImpl = Literal["auto", "native", "transformers"]
 
 _MAX_HEADER = 100_000_000
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,10 +54,23 @@ class CheckpointFacts:
         return self.parameters * DTYPE_BYTES[dtype]
 
 
-def read_checkpoint(model: str, revision: str = "") -> CheckpointFacts:
+class UnmeasuredError(CheckpointError):
+    """A checkpoint that may be served, but whose sizes are known only once it is loaded."""
+
+
+def read_checkpoint(
+    model: str,
+    revision: str = "",
+    *,
+    impl: ModelImpl = "auto",
+    trust_remote_code: bool = False,
+) -> CheckpointFacts:
     """Reads config.json and the headers of the weight files of a directory or a hub id.
 
+    Code that comes with the checkpoint does not run, trusted or not.
+
     Raises:
+        UnmeasuredError: it would have to.
         CheckpointError: a file is missing or damaged, or the model is not supported.
     """
     folder = Path(model)
@@ -64,7 +79,7 @@ def read_checkpoint(model: str, revision: str = "") -> CheckpointFacts:
         parameters = _values(sum(map(_elements, _weight_files(folder)), Counter()))
     else:
         config, parameters = _read_hub(model, revision or None)
-    return _facts(model, config, parameters)
+    return _facts(model, config, parameters, impl, trust_remote_code)
 
 
 def _read_hub(model: str, revision: str | None) -> tuple[dict[str, Any], int]:
@@ -142,13 +157,17 @@ def _read_json(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def _facts(model: str, config: dict[str, Any], parameters: int) -> CheckpointFacts:
+def _facts(
+    model: str, config: dict[str, Any], parameters: int, impl: ModelImpl, trust_remote_code: bool
+) -> CheckpointFacts:
     # The worker's own reading of config.json, so that a plan cannot disagree with it; torch, which
     # comes with it, is loaded only by who plans.
-    from slipstream.models.registry import describe
+    from slipstream.models import selection
 
     try:
-        spec, _ = describe(config)
+        spec = selection.served_spec(config, impl, trust_remote_code=trust_remote_code)
+    except selection.UnmeasuredError as error:
+        raise UnmeasuredError(f"{model}: {error}") from None
     except ValueError as error:
         raise CheckpointError(f"{model}: {error}") from None
     stored = spec.dtype or "float32"

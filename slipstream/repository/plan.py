@@ -130,11 +130,18 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
     """Does the arithmetic for a resolved configuration; ``memory`` defaults to this machine's.
 
     Raises:
-        CheckpointError: the checkpoint's size cannot be told.
+        UnmeasuredError: the checkpoint's size cannot be told before it is loaded.
+        CheckpointError: the checkpoint is not supported, or damaged.
         PlanError: it does not fit, with the numbers.
     """
     memory = memory or device_memory(config)
-    facts = read_checkpoint(config.model.model, config.model.revision)
+    model = config.model
+    facts = read_checkpoint(
+        model.model,
+        model.revision,
+        impl=model.model_impl,
+        trust_remote_code=model.trust_remote_code,
+    )
     dtype = _serving_dtype(config.model.dtype, facts, memory)
     weights = facts.weight_bytes(dtype)
     if weights >= memory.free:

@@ -39,6 +39,7 @@ class WorkerConfig(BaseModel):
     kv_cache_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     trust_remote_code: bool = False
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    model_impl: Literal["auto", "native", "transformers"] = "auto"
     num_threads: int = Field(default=0, ge=0, le=4096)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     revision: str | None = None

@@ -15,6 +15,7 @@ from slipstream.attention.interface import BatchLayout
 from slipstream.attention.kv_cache import KvCache
 from slipstream.attention.paged_sdpa import PagedSdpa
 from slipstream.models.decoder import Decoder
+from slipstream.models.served import ServedModel
 from slipstream.sampling.sampler import Sampled, sample
 from slipstream.worker.frames import TOKEN_FROM_SLOT, SeqFlag, SeqStatus, StepPlan, StepResult
 from slipstream.worker.slots import SlotTable
@@ -61,16 +62,15 @@ class ModelRunner:
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KvCache, *, max_num_seqs: int, max_seq_len: int
+        self, decoder: ServedModel, cache: KvCache, *, max_num_seqs: int, max_seq_len: int
     ) -> None:
         self.decoder = decoder
         self.cache = cache
         self.max_seq_len = max_seq_len
         self.device = decoder.device
         spec = decoder.spec
-        scores = [layer.attention.scores for layer in spec.layers]
-        self._attention = PagedSdpa(cache, spec.num_heads, scores)
-        self.expert_load = decoder.expert_load()
+        self._attention = PagedSdpa(cache, spec.num_heads, spec.scores)
+        self.expert_load = decoder.expert_load() if isinstance(decoder, Decoder) else None
         self._slots = SlotTable(
             max_num_seqs, max_seq_len, cache.shape.tokens_per_block, decoder.device
         )
@@ -108,8 +108,7 @@ class ModelRunner:
         table = self._slots.block_table[slots, :used]
         attention = self._attention.plan(BatchLayout(num_tokens, first, table))
         token_ids = self._token_ids(plan, slots, sequence)
-        hidden: torch.Tensor = self.decoder(token_ids, self._tensor(positions), attention)
-        return hidden
+        return self.decoder(token_ids, self._tensor(positions), attention)
 
     def _token_ids(self, plan: StepPlan, slots: IntArray, sequence: IntArray) -> torch.Tensor:
         token_ids = self._tensor(plan.token_ids.astype(np.int64))

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from slipstream.attention.kv_cache import KvCache, KvShape
-from slipstream.models.checkpoint import Checkpoint, resolve_checkpoint
-from slipstream.models.decoder import Decoder
-from slipstream.models.loader import Progress, choose_dtype, load_decoder
-from slipstream.models.spec import ArchSpec
+from slipstream.models.checkpoint import resolve_checkpoint
+from slipstream.models.loader import Progress
+from slipstream.models.selection import load_served
+from slipstream.models.served import ServedModel
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
 from slipstream.worker.memory import default_threads, num_kv_blocks
@@ -41,13 +41,15 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     progress(0.0, "reading the checkpoint")
     device = choose_device(config.device)
     dummy = config.load_format == "dummy"
-    path = resolve_checkpoint(config.model, config.revision, weights=not dummy)
-    checkpoint = Checkpoint(path)
-    dtype = choose_dtype(config.dtype, checkpoint.spec, device)
-    decoder = load_decoder(
-        checkpoint,
-        dtype,
+    path = resolve_checkpoint(
+        config.model, config.revision, weights=not dummy, code=config.trust_remote_code
+    )
+    decoder = load_served(
+        path,
+        config.dtype,
         device,
+        impl=config.model_impl,
+        trust_remote_code=config.trust_remote_code,
         dummy_seed=config.seed if dummy else None,
         safetensors_only=config.load_format == "safetensors",
         progress=lambda fraction, what: progress(0.05 + 0.75 * fraction, what),
@@ -73,7 +75,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_runner(config: WorkerConfig, decoder: Decoder) -> ModelRunner:
+def make_runner(config: WorkerConfig, decoder: ServedModel) -> ModelRunner:
     """Sizes and allocates the KV cache. Raises ConfigError naming the setting at fault."""
     spec = decoder.spec
     if config.max_seq_len > spec.max_positions:
@@ -112,7 +114,7 @@ def token_table(path: Path, *, trust_remote_code: bool) -> bytes:
 
 def hello(config: WorkerConfig, runner: ModelRunner, table: bytes) -> dict[str, Any]:
     """The HELLO map."""
-    spec: ArchSpec = runner.decoder.spec
+    spec = runner.decoder.spec
     cache = runner.cache
     path = Path(config.model)
     return {

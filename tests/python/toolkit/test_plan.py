@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slipstream.config import SlipstreamConfig
-from slipstream.repository.checkpoint import CheckpointError, read_checkpoint
+from slipstream.repository.checkpoint import CheckpointError, UnmeasuredError, read_checkpoint
 from slipstream.repository.plan import (
     CPU_KV_CACHE_FRACTION,
     GPU_KV_CACHE_FRACTION,
@@ -173,6 +173,35 @@ def test_what_the_worker_refuses_is_not_planned(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "hidden_act": "mish"}))
     with pytest.raises(CheckpointError, match="checkpoint: config.json: hidden_act is 'mish'"):
         read_checkpoint(str(checkpoint))
+
+
+def test_architectures_without_a_family_are_measured(checkpoint: Path) -> None:
+    config = {**CONFIG, "architectures": ["ArceeForCausalLM"], "model_type": "arcee"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    facts = read_checkpoint(str(checkpoint))
+    assert facts.kv_bytes_per_token("bfloat16") == PER_TOKEN
+    assert (facts.stored_dtype, facts.max_seq_len) == ("bfloat16", 128)
+    with pytest.raises(CheckpointError, match="ArceeForCausalLM is not supported"):
+        read_checkpoint(str(checkpoint), impl="native")
+
+
+def test_both_implementations_take_the_same_memory(configure: Configure, checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "model_type": "llama"}))
+    config = configure(kv_cache_tokens=64)
+    model = config.model.model_copy(update={"model_impl": "transformers"})
+    forced = config.model_copy(update={"model": model})
+    assert make_plan(forced, memory(1 << 20)) == make_plan(config, memory(1 << 20))
+
+
+def test_code_of_a_checkpoint_does_not_run_for_a_plan(checkpoint: Path) -> None:
+    config = {**CONFIG, "architectures": ["NovelLM"], "model_type": "novel"}
+    config["auto_map"] = {"AutoConfig": "novel.NovelConfig"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "novel.py").write_text("raise SystemError('this code has run')\n")
+    with pytest.raises(CheckpointError, match="it runs with trust_remote_code"):
+        read_checkpoint(str(checkpoint))
+    with pytest.raises(UnmeasuredError, match="checkpoint: its sizes are known only to the code"):
+        read_checkpoint(str(checkpoint), trust_remote_code=True)
 
 
 def test_demo_model_agrees_with_the_worker() -> None:

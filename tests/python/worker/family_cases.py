@@ -21,7 +21,7 @@ _EPSILONS = {
     "norm_epsilon": 0.04,
     "layer_norm_epsilon": 0.05,
 }
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     **_EPSILONS,
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -44,7 +44,7 @@ _GPT2_SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_NEOX_SIZES = {key: value for key, value in _SIZES.items() if key != "num_key_value_heads"}
+NEOX_SIZES = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Case:
     model_type: str
     shows: str
     fields: dict[str, Any] = field(default_factory=dict)
-    sizes: dict[str, Any] = field(default_factory=lambda: _SIZES)
+    sizes: dict[str, Any] = field(default_factory=lambda: SIZES)
 
     @property
     def name(self) -> str:
@@ -275,14 +275,14 @@ CASES: tuple[Case, ...] = (
                 "partial_rotary_factor": 0.25,
             }
         },
-        sizes=_NEOX_SIZES,
+        sizes=NEOX_SIZES,
     ),
     Case(
         "GPT-NeoX",
         "gpt_neox",
         "sequential block",
         {"use_parallel_residual": False},
-        sizes=_NEOX_SIZES,
+        sizes=NEOX_SIZES,
     ),
     *(Case(*case) for case in MOE_CASES),
 )

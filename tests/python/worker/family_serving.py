@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,13 @@ class Served:
     path: Path
 
     @classmethod
-    def of(cls, case: Case, path: Path, dtype: torch.dtype = torch.float32) -> Served:
+    def of(
+        cls, case: Case, path: Path, dtype: torch.dtype = torch.float32, **options: Any
+    ) -> Served:
+        """``options`` of the worker's configuration."""
         model = case.make_model().to(dtype)
         model.save_pretrained(path)
-        return cls(model, load_runner(path, kv_cache_tokens=2048), path)
+        return cls(model, load_runner(path, kv_cache_tokens=2048, **options), path)
 
     def driver(self, seed: int = 0) -> Driver:
         self.runner.cache.pool.fill_(float("nan"))  # whatever a test before this one left

@@ -40,6 +40,7 @@ def config_map(path: Path, **overrides: Any) -> dict[str, Any]:
         "kv_cache_fraction": 0.5,
         "trust_remote_code": False,
         "load_format": "auto",
+        "model_impl": "auto",
         "num_threads": 0,
         "seed": 0,
         "revision": None,

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.models.checkpoint import Checkpoint
-from slipstream.models.loader import choose_dtype, load_decoder
+from slipstream.models.selection import load_served
 from slipstream.worker import frames
 from slipstream.worker.config import WorkerConfig
 from slipstream.worker.engine import ModelRunner
@@ -176,10 +175,9 @@ def config(path: Path | str, **overrides: Any) -> WorkerConfig:
 
 def load_runner(path: Path | str, **overrides: Any) -> ModelRunner:
     settings = config(path, **overrides)
-    checkpoint = Checkpoint(Path(path))
     device = choose_device("cpu" if settings.device == "auto" else settings.device)
-    dtype = choose_dtype(settings.dtype, checkpoint.spec, device)
-    return make_runner(settings, load_decoder(checkpoint, dtype, device))
+    model = load_served(Path(path), settings.dtype, device, impl=settings.model_impl)
+    return make_runner(settings, model)
 
 
 @dataclass
