@@ -5,21 +5,22 @@
 Single-token sequences of similar length share one padded call; a longer chunk has calls of its
 own, tile by tile, so that causality costs no more than half a tile of wasted work. Query heads that
 share a KV head become rows (decode) or heads over an expanded view (chunks): keys are never
-repeated in memory.
+repeated in memory. Only blocks that a mask lets a step see are gathered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from slipstream.attention.interface import BatchLayout, IntArray
+from slipstream.attention.interface import BatchLayout, IntArray, Mask, ScoreSpec
 from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.softmax import attend
+from slipstream.attention.tiles import TILE, MaskTemplates, Tile, tiles_of
 
-_TILE = 256  # query rows of a chunk a call
 _PAD_BLOCKS = 4  # padding of a decode group that costs less than a call of its own
 
 
@@ -30,30 +31,40 @@ class _DecodeGroup:
     rows: torch.Tensor | None  # [group] token rows; None = all tokens of the batch, in order
     gather: torch.Tensor  # [2 * group * kv_heads * blocks] rows of (tokens_per_block * head_dim)
     mask: torch.Tensor | None  # [group, 1, 1, positions] additive; None = nothing to mask
-    length: int  # positions to read
+    columns: slice  # gathered positions to read
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """Consecutive tokens of one sequence."""
 
-    start: int  # first token row
-    size: int
-    first_position: int
     gather: torch.Tensor  # [2 * kv_heads * blocks]
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What layers with one mask see of a step."""
+
+    groups: list[_DecodeGroup]
+    chunks: list[_Chunk]
+    template: torch.Tensor  # of MaskTemplates
 
 
 class PagedSdpa:
-    """Plans batches over one KV cache; ``num_heads`` query heads."""
+    """Plans batches over one KV cache; ``num_heads`` query heads, ``scores`` layer by layer."""
 
-    def __init__(self, cache: KvCache, num_heads: int) -> None:
+    def __init__(self, cache: KvCache, num_heads: int, scores: Sequence[ScoreSpec]) -> None:
         self.cache = cache
         self.num_heads = num_heads
+        self.scores = list(scores)
         self.device = cache.pool.device
         layers = [cache.pool[layer] for layer in range(cache.shape.num_layers)]
         self.position_rows = [layer.view(-1, cache.shape.head_dim) for layer in layers]
         self.block_rows = [layer.view(-1, self._block_elements) for layer in layers]
-        self._causal = torch.empty(0)
+        self._masks = list(dict.fromkeys(score.mask for score in scores))
+        self.view_of_layer = [self._masks.index(score.mask) for score in scores]
+        self._templates = MaskTemplates(cache.shape.dtype, self.device)
 
     @property
     def _block_elements(self) -> int:
@@ -67,45 +78,57 @@ class PagedSdpa:
         begun = (blocks * per_block >= batch.first_position) & ((last + 1) % per_block != 0)
         if begun.any():
             self.cache.clear(self._tensor(batch.block_table[begun, blocks[begun]].astype(np.int64)))
-        starts = np.cumsum(batch.num_tokens) - batch.num_tokens
-        decodes = np.flatnonzero(batch.num_tokens == 1)
-        chunks = [
-            _Chunk(
-                start=int(starts[i]),
-                size=int(batch.num_tokens[i]),
-                first_position=int(batch.first_position[i]),
-                gather=self._gather(batch.block_table[i : i + 1, : blocks[i] + 1]),
-            )
-            for i in np.flatnonzero(batch.num_tokens > 1)
-        ]
-        groups = [
-            self._decode_group(batch, group, starts) for group in _similar(decodes, blocks + 1)
-        ]
-        longest = max((c.first_position + c.size for c in chunks), default=0)
-        return PagedSdpaPlan(
-            self, self._tensor(self._write_rows(batch)), groups, chunks, self._causal_mask(longest)
-        )
+        views = [self._view(batch, mask) for mask in self._masks]
+        return PagedSdpaPlan(self, self._tensor(self._write_rows(batch)), views)
 
-    def _decode_group(self, batch: BatchLayout, group: IntArray, starts: IntArray) -> _DecodeGroup:
-        lengths = batch.first_position[group] + 1
+    def _view(self, batch: BatchLayout, mask: Mask) -> _View:
+        starts = np.cumsum(batch.num_tokens) - batch.num_tokens
         per_block = self.cache.shape.tokens_per_block
-        used = -(-lengths // per_block)
+        first_block = mask.first_visible(batch.first_position) // per_block
+        end_block = (batch.first_position + batch.num_tokens - 1) // per_block + 1
+        chunks = []
+        for i in np.flatnonzero(batch.num_tokens > 1):
+            table = batch.block_table[i : i + 1, first_block[i] : end_block[i]]
+            position, shift = int(batch.first_position[i]), int(first_block[i]) * per_block
+            size, row = int(batch.num_tokens[i]), int(starts[i])
+            chunks.append(_Chunk(self._gather(table), tiles_of(mask, position, size, row, shift)))
+        decodes = np.flatnonzero(batch.num_tokens == 1)
+        groups = [
+            self._decode_group(batch, group, starts, mask)
+            for group in _similar(decodes, end_block - first_block)
+        ]
+        longest = max((tile.end - tile.begin for c in chunks for tile in c.tiles), default=0)
+        return _View(groups, chunks, self._templates.get(mask, longest))
+
+    def _decode_group(
+        self, batch: BatchLayout, group: IntArray, starts: IntArray, mask: Mask
+    ) -> _DecodeGroup:
+        positions = batch.first_position[group]
+        per_block = self.cache.shape.tokens_per_block
+        first = mask.first_visible(positions)
+        skipped = first // per_block
+        used = positions // per_block + 1 - skipped
         width = int(used.max())
-        table = batch.block_table[group, :width]
         # Any block of the same sequence will do as padding: it is masked, and holds no NaN unless
         # the sequence itself is broken.
-        table = np.where(np.arange(width) < used[:, None], table, table[:, :1])
-        mask = None
-        padded = int(lengths.max())
-        if int(lengths.min()) != padded:
-            padded = width * per_block
-            visible = torch.from_numpy(np.arange(padded) < lengths[:, None])
-            mask = torch.zeros(visible.shape, dtype=self.cache.shape.dtype)
-            mask = mask.masked_fill_(~visible, float("-inf"))[:, None, None].to(self.device)
-            mask = _aligned(mask)
+        entries = np.arange(width)
+        entries = skipped[:, None] + np.where(entries < used[:, None], entries, 0)
+        table = np.take_along_axis(batch.block_table[group], entries, axis=1)
+        begin, end = first - skipped * per_block, positions + 1 - skipped * per_block
+        additive, columns = None, slice(int(begin[0]), int(end[0]))
+        if (begin != begin[0]).any() or (end != end[0]).any():
+            columns = slice(0, width * per_block)
+            position = np.arange(width * per_block)
+            visible = (position >= begin[:, None]) & (position < end[:, None])
+            additive = self._additive(torch.from_numpy(visible))
         whole = group.size == batch.total_tokens
         rows = None if whole else self._tensor(starts[group])
-        return _DecodeGroup(rows, self._gather(table), mask, padded)
+        return _DecodeGroup(rows, self._gather(table), additive, columns)
+
+    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(visible.shape, dtype=self.cache.shape.dtype)
+        mask = mask.masked_fill_(~visible, float("-inf"))[:, None, None].to(self.device)
+        return _aligned(mask)
 
     def _gather(self, table: np.ndarray) -> torch.Tensor:
         heads = self.cache.shape.num_kv_heads
@@ -128,17 +151,6 @@ class PagedSdpa:
         rows += (positions % shape.tokens_per_block)[:, None]
         return rows
 
-    def _causal_mask(self, length: int) -> torch.Tensor:
-        """``[_TILE, at least length]``: row r sees all but the last ``_TILE - 1 - r`` columns.
-
-        Its lower right corners serve every tile of every chunk.
-        """
-        if self._causal.numel() < _TILE * length:
-            columns = max(length, _TILE, 2 * self._causal.shape[-1])
-            mask = torch.full((_TILE, columns), float("-inf"), dtype=self.cache.shape.dtype)
-            self._causal = mask.triu_(columns - _TILE + 1).to(self.device)
-        return self._causal
-
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device)
 
@@ -146,71 +158,81 @@ class PagedSdpa:
 class PagedSdpaPlan:
     """One step's indices; see AttentionPlan."""
 
-    def __init__(
-        self,
-        backend: PagedSdpa,
-        write_rows: torch.Tensor,
-        groups: list[_DecodeGroup],
-        chunks: list[_Chunk],
-        causal: torch.Tensor,
-    ) -> None:
+    def __init__(self, backend: PagedSdpa, write_rows: torch.Tensor, views: list[_View]) -> None:
         self._backend = backend
         self._write_rows = write_rows
-        self._groups = groups
-        self._chunks = chunks
-        self._causal = causal
+        self._views = views
         shape = backend.cache.shape
         self._kv_heads, self._head_dim = shape.num_kv_heads, shape.head_dim
         self._queries_per_kv = backend.num_heads // shape.num_kv_heads
 
-    def run(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def run(self, layer: int, qkv: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
         """See AttentionPlan.run."""
         heads = self._backend.num_heads
         self._backend.position_rows[layer][self._write_rows] = qkv[:, heads:]
         queries = qkv[:, :heads].view(-1, self._kv_heads, self._queries_per_kv, self._head_dim)
-        blocks = self._backend.block_rows[layer]
-        if len(self._groups) == 1 and self._groups[0].rows is None:
-            return self._decode(blocks, self._groups[0], queries)
+        view = self._views[self._backend.view_of_layer[layer]]
+        if len(view.groups) == 1 and view.groups[0].rows is None:
+            return self._decode(layer, view.groups[0], queries, sinks)
         out = qkv.new_empty((qkv.shape[0], heads * self._head_dim))
-        for group in self._groups:
+        for group in view.groups:
             assert group.rows is not None
-            out[group.rows] = self._decode(blocks, group, queries[group.rows])
-        for chunk in self._chunks:
-            self._attend_chunk(blocks, chunk, queries, out)
+            out[group.rows] = self._decode(layer, group, queries[group.rows], sinks)
+        for chunk in view.chunks:
+            self._attend_chunk(layer, view, chunk, queries, sinks, out)
         return out
 
     def _decode(
-        self, blocks: torch.Tensor, group: _DecodeGroup, queries: torch.Tensor
+        self,
+        layer: int,
+        group: _DecodeGroup,
+        queries: torch.Tensor,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         size = queries.shape[0]
-        pair = blocks.index_select(0, group.gather).view(
-            2, size, self._kv_heads, -1, self._head_dim
-        )
-        keys, values = pair[0, :, :, : group.length], pair[1, :, :, : group.length]
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask)
+        pair = self._gathered(layer, group.gather, size)
+        keys, values = pair[0, :, :, group.columns], pair[1, :, :, group.columns]
+        if sinks is not None:
+            sinks = sinks.view(self._kv_heads, self._queries_per_kv, 1)
+        scores = self._backend.scores[layer]
+        attended = attend(queries, keys, values, scores, mask=group.mask, sinks=sinks)
         return attended.reshape(size, -1)
 
     def _attend_chunk(
-        self, blocks: torch.Tensor, chunk: _Chunk, queries: torch.Tensor, out: torch.Tensor
+        self,
+        layer: int,
+        view: _View,
+        chunk: _Chunk,
+        queries: torch.Tensor,
+        sinks: torch.Tensor | None,
+        out: torch.Tensor,
     ) -> None:
-        pair = blocks.index_select(0, chunk.gather).view(2, self._kv_heads, 1, -1, self._head_dim)
+        scores = self._backend.scores[layer]
+        plain = scores.soft_cap is None and sinks is None
+        if sinks is not None:
+            sinks = sinks.view(self._kv_heads, self._queries_per_kv, 1, 1)
+        pair = self._gathered(layer, chunk.gather, 1).transpose(1, 2)
         pair = pair.expand(-1, -1, self._queries_per_kv, -1, -1)
-        columns = self._causal.shape[-1]
-        for begin in range(0, chunk.size, _TILE):
-            size = min(_TILE, chunk.size - begin)
-            rows = slice(chunk.start + begin, chunk.start + begin + size)
-            seen = chunk.first_position + begin + size
-            whole = seen == size
-            attended = F.scaled_dot_product_attention(
-                queries[rows].permute(1, 2, 0, 3),
-                pair[0, :, :, :seen],
-                pair[1, :, :, :seen],
-                attn_mask=(
-                    None if whole else _aligned(self._causal[_TILE - size :, columns - seen :])
-                ),
-                is_causal=whole,
+        columns = view.template.shape[-1]
+        for tile in chunk.tiles:
+            seen = tile.end - tile.begin
+            causal = tile.is_causal and plain
+            mask = None if causal else view.template[TILE - tile.size :, columns - seen :]
+            attended = attend(
+                queries[tile.row : tile.row + tile.size].permute(1, 2, 0, 3),
+                pair[0, :, :, tile.begin : tile.end],
+                pair[1, :, :, tile.begin : tile.end],
+                scores,
+                mask=None if mask is None else _aligned(mask),
+                is_causal=causal,
+                sinks=sinks,
             )
-            out[rows] = attended.permute(2, 0, 1, 3).reshape(size, -1)
+            out[tile.row : tile.row + tile.size] = attended.permute(2, 0, 1, 3).flatten(1)
+
+    def _gathered(self, layer: int, rows: torch.Tensor, size: int) -> torch.Tensor:
+        """The layer's blocks as ``[2, size, kv_heads, positions, head_dim]``, keys first."""
+        blocks = self._backend.block_rows[layer].index_select(0, rows)
+        return blocks.view(2, size, self._kv_heads, -1, self._head_dim)
 
 
 def _aligned(mask: torch.Tensor) -> torch.Tensor:

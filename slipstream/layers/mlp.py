@@ -1,23 +1,72 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The gated feed-forward block."""
+"""Dense feed-forward blocks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+
+
+def _relu2(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": _relu2,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    """``gated``: ``down(act(gate(x)) * up(x))``; else ``down(act(up(x)))``."""
+
+    intermediate_size: int
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+
 
 class GatedMlp(nn.Module):
-    """``down(silu(gate(x)) * up(x))`` with gate and up in one matrix, gate first."""
+    """``down(act(gate(x)) * up(x))`` with gate and up in one matrix, gate first."""
 
-    def __init__(self, hidden: int, intermediate: int, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(self, hidden_size: int, spec: MlpSpec, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(hidden, 2 * intermediate, bias=bias, dtype=dtype)
-        self.down = nn.Linear(intermediate, hidden, bias=bias, dtype=dtype)
+        inner = spec.intermediate_size
+        self._activation = ACTIVATIONS[spec.activation]
+        self.gate_up = nn.Linear(hidden_size, 2 * inner, bias=spec.bias, dtype=dtype)
+        self.down = nn.Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[tokens, hidden_size]``, as is the result."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down(F.silu(gate).mul_(up))
+        out: torch.Tensor = self.down(self._activation(gate).mul_(up))
+        return out
+
+
+class PlainMlp(nn.Module):
+    """``down(act(up(x)))``."""
+
+    def __init__(self, hidden_size: int, spec: MlpSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        inner = spec.intermediate_size
+        self._activation = ACTIVATIONS[spec.activation]
+        self.up = nn.Linear(hidden_size, inner, bias=spec.bias, dtype=dtype)
+        self.down = nn.Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[tokens, hidden_size]``, as is the result."""
+        out: torch.Tensor = self.down(self._activation(self.up(x)))
         return out

@@ -1,22 +1,63 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Root mean square normalisation."""
+"""Normalisation over the last dimension."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 
-class RmsNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, computed in float32."""
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """How a family normalises.
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+    ``rms``: ``x / sqrt(mean(x^2) + eps) * weight``; ``layer`` subtracts the mean first and adds
+    the bias where there is one. ``float32_weight`` keeps the weight in float32 and rounds only the
+    product: Gemma multiplies by ``1 + w``, which the model's dtype could not hold.
+    """
+
+    eps: float
+    kind: Literal["rms", "layer"] = "rms"
+    weight: bool = True
+    bias: bool = False
+    float32_weight: bool = False
+
+
+class Norm(nn.Module):
+    """One normalisation; ``shape`` is the weight's, its last entry the size normalised over.
+
+    A weight of two dimensions ``[heads, head_dim]`` scales every head by its own row.
+    """
+
+    def __init__(self, spec: NormSpec, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size, dtype=dtype))
-        self._shape = (size,)
-        self._eps = eps
+        self._spec = spec
+        self._size = shape[-1:]
+        self._weight_dtype = torch.float32 if spec.float32_weight else dtype
+        self.weight = _parameter(shape, self._weight_dtype) if spec.weight else None
+        self.bias = _parameter(shape, self._weight_dtype) if spec.bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self._shape, self.weight, self._eps)
+        """x: ``[..., *shape]``. Returns a new tensor of the same shape and dtype."""
+        if self.weight is not None and self.weight.ndim > 1:
+            rows = self._normalise(x.float(), None, None) * self.weight
+            return (rows if self.bias is None else rows + self.bias).to(x.dtype)
+        if self._spec.float32_weight:
+            return self._normalise(x.float(), self.weight, self.bias).to(x.dtype)
+        return self._normalise(x, self.weight, self.bias)
+
+    def _normalise(
+        self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self._spec.kind == "rms":
+            return F.rms_norm(x, self._size, weight, self._spec.eps)
+        return F.layer_norm(x, self._size, weight, bias, self._spec.eps)
+
+
+def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype))

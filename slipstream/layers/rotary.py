@@ -1,62 +1,75 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position embedding (Su et al., RoFormer), the two halves of a head rotated."""
+"""Rotary position embedding (Su et al., RoFormer)."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
+from slipstream.layers.rope_scaling import RopeScaling
 
-def inverse_frequencies(
-    head_dim: int,
-    theta: float,
-    kind: Literal["default", "linear", "llama3"] = "default",
-    *,
-    factor: float = 1.0,
-    low_freq_factor: float = 1.0,
-    high_freq_factor: float = 4.0,
-    original_max_positions: int = 0,
-) -> torch.Tensor:
-    """Radians a position: float32 ``[head_dim / 2]``. The scalings are those of RopeSpec."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
-    base = 1.0 / theta**exponents
-    if kind == "default":
-        return base
-    if kind == "linear":
-        return base / factor
-    wavelength = 2 * math.pi / base
-    share = original_max_positions / wavelength - low_freq_factor
-    smooth = (share / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0)
-    return (1 - smooth) * base / factor + smooth * base
+RopeStyle = Literal["halves", "interleaved"]
+RopeTables = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """The leading ``dim`` entries of a head are rotated, in pairs: entry i with entry
+    ``i + dim / 2`` (``halves``) or ``2 i`` with ``2 i + 1`` (``interleaved``)."""
+
+    theta: float
+    dim: int
+    style: RopeStyle = "halves"
+    scaling: RopeScaling | None = None
+
+
+def inverse_frequencies(spec: RopeSpec) -> torch.Tensor:
+    """Radians a position: float32 ``[dim / 2]`` on the CPU."""
+    exponents = torch.arange(0, spec.dim, 2, dtype=torch.int64, device="cpu").float() / spec.dim
+    base = 1.0 / spec.theta**exponents
+    return base if spec.scaling is None else spec.scaling.scale(base, spec.theta)
 
 
 class RotaryEmbedding(nn.Module):
-    """Tables for a batch of positions, and the rotation itself."""
+    """Tables for a batch of positions."""
 
     inverse_frequencies: torch.Tensor
 
-    def __init__(self, frequencies: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, spec: RopeSpec, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
+        self._style = spec.style
+        self._factor = 1.0 if spec.scaling is None else spec.scaling.attention_factor
         # The loader moves parameters off the meta device; this has to be real from the start.
-        self.inverse_frequencies = frequencies
+        with torch.device("cpu"):
+            self.inverse_frequencies = inverse_frequencies(spec)
 
-    def tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin for positions ``[tokens]``: each ``[tokens, 1, head_dim]`` in the model's
-        dtype. The first half of sin is negated, so that :func:`rotate` needs no negation."""
+    def tables(self, positions: torch.Tensor) -> RopeTables:
+        """cos and sin for positions ``[tokens]``: each ``[tokens, 1, dim]`` in the model's dtype.
+        The sin of the first of each pair is negated, so that :func:`rotate_` needs no negation."""
         frequencies = self.inverse_frequencies.to(positions.device)
         angles = positions.float()[:, None] * frequencies
-        cos, sin = angles.cos(), angles.sin()
-        cos = torch.cat((cos, cos), -1).to(self._dtype)
-        sin = torch.cat((-sin, sin), -1).to(self._dtype)
-        return cos[:, None], sin[:, None]
+        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+        pairs = (cos, cos), (-sin, sin)
+        if self._style == "halves":
+            cos, sin = (torch.cat(pair, -1) for pair in pairs)
+        else:
+            cos, sin = (torch.stack(pair, -1).flatten(-2) for pair in pairs)
+        return cos.to(self._dtype)[:, None], sin.to(self._dtype)[:, None]
 
 
-def rotate_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Rotates ``[tokens, heads, head_dim]`` in place, with tables of :class:`RotaryEmbedding`."""
-    swapped = heads.roll(heads.shape[-1] // 2, dims=-1).mul_(sin)
-    heads.mul_(cos).add_(swapped)
+def rotate_(heads: torch.Tensor, tables: RopeTables, style: RopeStyle) -> None:
+    """Rotates the leading entries of ``[tokens, heads, head_dim]`` in place."""
+    cos, sin = tables
+    dim = cos.shape[-1]
+    rotated = heads if dim == heads.shape[-1] else heads[..., :dim]
+    if style == "halves":
+        swapped = rotated.roll(dim // 2, dims=-1)
+    else:
+        swapped = rotated.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    swapped.mul_(sin)
+    rotated.mul_(cos).add_(swapped)

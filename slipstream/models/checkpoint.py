@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from slipstream.models.config_reader import CheckpointError, ConfigReader
-from slipstream.models.registry import Family, family_of
+from slipstream.models.family import Family
+from slipstream.models.registry import describe
 from slipstream.models.spec import ArchSpec
 
 _INDEX = "model.safetensors.index.json"
@@ -50,13 +51,8 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         """Reads config.json. Raises CheckpointError naming what is missing or unsupported."""
         self.path = path
-        values = read_json(path / "config.json")
-        config = ConfigReader(values)
-        architectures = values.get("architectures") or []
-        if not isinstance(architectures, list):
-            raise config.invalid("architectures", "a list of names")
-        name, self.family = family_of([str(entry) for entry in architectures])
-        self.spec: ArchSpec = _with_generation_ends(self.family.arch_spec(config, name), path)
+        spec, self.family = describe(read_json(path / "config.json"))
+        self.spec = _with_generation_ends(spec, path)
 
     def tensors(self) -> TensorFiles:
         return TensorFiles(self.path, self.family)
@@ -69,19 +65,22 @@ class TensorFiles:
         files = _files_of(path)
         self._ignored = family.ignored_tensors
         self._where: dict[str, Any] = {}
+        self._prefix = ""
         for file in files:
             try:
                 handle = safe_open(file, framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{file}: {error}") from error
             self._where.update(dict.fromkeys(handle.keys(), handle))
+        if not any(name.startswith(family.prefix) for name in self._where):
+            self._prefix = family.prefix
 
     def check_names(self, expected: Iterable[str], optional: Iterable[str] = ()) -> None:
         """Raises CheckpointError naming the tensors that are missing or not expected.
 
         ``optional`` tensors may be there without being read.
         """
-        wanted = set(expected)
+        wanted = {self._stored(name) for name in expected}
         found = {name for name in self._where if not name.endswith(self._ignored)}
         problems = [
             f"{what} tensors: {_shorten(names)}"
@@ -94,10 +93,16 @@ class TensorFiles:
         if problems:
             raise CheckpointError("checkpoint has " + "; ".join(problems))
 
+    def has(self, name: str) -> bool:
+        return self._stored(name) in self._where
+
     def read(self, name: str) -> torch.Tensor:
         """A view of the memory map, valid as long as the tensor lives."""
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        tensor: torch.Tensor = self._where[self._stored(name)].get_tensor(self._stored(name))
         return tensor
+
+    def _stored(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder: one implementation for every family, parameterised by an ArchSpec."""
+"""The decoder: one implementation for every family, built from an ArchSpec."""
 
 from __future__ import annotations
 
@@ -9,42 +9,58 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.attention.interface import AttentionPlan
-from slipstream.layers.mlp import GatedMlp
-from slipstream.layers.norm import RmsNorm
-from slipstream.layers.rotary import RotaryEmbedding, inverse_frequencies, rotate_
-from slipstream.models.spec import ArchSpec
+from slipstream.layers.mlp import GatedMlp, MlpSpec, PlainMlp
+from slipstream.layers.moe import MoeSpec
+from slipstream.layers.norm import Norm
+from slipstream.layers.rotary import RopeSpec, RotaryEmbedding
+from slipstream.models.attention import GroupedQueryAttention, LayerInputs
+from slipstream.models.spec import ArchSpec, TemperatureSpec
+
+
+def make_attention(spec: ArchSpec, index: int, dtype: torch.dtype) -> nn.Module:
+    """The attention of a layer: hidden ``[tokens, hidden_size]`` and LayerInputs to the same."""
+    if spec.layers[index].attention.mla is not None:
+        raise NotImplementedError("multi-head latent attention")
+    return GroupedQueryAttention(spec, index, dtype)
+
+
+def make_feed_forward(spec: MlpSpec | MoeSpec, hidden_size: int, dtype: torch.dtype) -> nn.Module:
+    """The feed-forward block of a layer: ``[tokens, hidden_size]`` to the same."""
+    if isinstance(spec, MoeSpec):
+        raise NotImplementedError("mixture of experts")
+    return (GatedMlp if spec.gated else PlainMlp)(hidden_size, spec, dtype)
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward block, each normalised before and added to the residual."""
+    """Attention and feed-forward block, joined to the residual as BlockSpec says."""
 
     def __init__(self, spec: ArchSpec, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self._index = index
-        self._rotated = spec.num_heads + spec.num_kv_heads  # queries and keys
-        self._heads = (spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
-        self.attention_norm = RmsNorm(spec.hidden_size, spec.norm_eps, dtype)
-        self.qkv = nn.Linear(
-            spec.hidden_size, self._heads[0] * spec.head_dim, bias=spec.qkv_bias, dtype=dtype
-        )
-        self.output = nn.Linear(
-            spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.output_bias, dtype=dtype
-        )
-        self.mlp_norm = RmsNorm(spec.hidden_size, spec.norm_eps, dtype)
-        self.mlp = GatedMlp(spec.hidden_size, spec.intermediate_size, spec.mlp_bias, dtype)
+        block = spec.block
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        attention: AttentionPlan,
-    ) -> torch.Tensor:
+        def norm(wanted: bool) -> nn.Module:
+            return Norm(spec.norm, (spec.hidden_size,), dtype) if wanted else nn.Identity()
+
+        self._parallel = block.parallel != "no"
+        self._scale = block.residual_scale
+        self._shared_norm = block.parallel == "one_norm"
+        self.attention_norm = norm(block.pre_norm)
+        self.attention = make_attention(spec, index, dtype)
+        self.attention_post_norm = norm(block.post_norm)
+        self.mlp_norm = norm(block.pre_norm and not self._shared_norm)
+        self.mlp = make_feed_forward(spec.layers[index].mlp, spec.hidden_size, dtype)
+        self.mlp_post_norm = norm(block.post_norm)
+
+    def forward(self, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         """hidden: ``[tokens, hidden_size]``, updated in place and returned."""
-        qkv = self.qkv(self.attention_norm(hidden)).view(-1, *self._heads)
-        rotate_(qkv[:, : self._rotated], *rope)
-        hidden += self.output(attention.run(self._index, qkv))
-        hidden += self.mlp(self.mlp_norm(hidden))
-        return hidden
+        normed = self.attention_norm(hidden)
+        attended = self.attention_post_norm(self.attention(normed, inputs))
+        if self._parallel:
+            attended += self.mlp(normed if self._shared_norm else self.mlp_norm(hidden))
+            return hidden.add_(attended, alpha=self._scale)
+        hidden.add_(attended, alpha=self._scale)
+        fed = self.mlp_post_norm(self.mlp(self.mlp_norm(hidden)))
+        return hidden.add_(fed, alpha=self._scale)
 
 
 class Decoder(nn.Module):
@@ -55,24 +71,18 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.dtype = dtype
-        rope = spec.rope
-        self.rotary = RotaryEmbedding(
-            inverse_frequencies(
-                spec.head_dim,
-                rope.theta,
-                rope.kind,
-                factor=rope.factor,
-                low_freq_factor=rope.low_freq_factor,
-                high_freq_factor=rope.high_freq_factor,
-                original_max_positions=rope.original_max_positions,
-            ),
-            dtype,
-        )
+        self.positions = PositionTables(spec, dtype)
         self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size, dtype=dtype)
+        if spec.learned_positions:
+            self.position_embedding = nn.Embedding(
+                spec.learned_positions, spec.hidden_size, dtype=dtype
+            )
+        # As transformers does: the factor is rounded to the dtype of what it multiplies.
+        self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=dtype, device="cpu"))
         self.layers = nn.ModuleList(
             DecoderLayer(spec, index, dtype) for index in range(spec.num_layers)
         )
-        self.norm = RmsNorm(spec.hidden_size, spec.norm_eps, dtype)
+        self.norm = Norm(spec.norm, (spec.hidden_size,), dtype)
         self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False, dtype=dtype)
 
     def tie_weights(self) -> None:
@@ -93,11 +103,51 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """token_ids, positions: ``[tokens]``. Returns ``[tokens, hidden_size]``, not normalised."""
         hidden: torch.Tensor = self.embedding(token_ids)
-        rope = self.rotary.tables(positions)
-        for layer in self.layers:
-            hidden = layer(hidden, rope, attention)
+        if self._embedding_scale != 1.0:
+            hidden *= self._embedding_scale
+        if self.spec.learned_positions:
+            hidden += self.position_embedding(positions)
+        inputs = self.positions.inputs(positions, attention)
+        for layer, index in zip(self.layers, self.positions.by_layer, strict=True):
+            hidden = layer(hidden, inputs[index])
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and output matrix: ``[rows, hidden_size]`` to float32 ``[rows, vocab]``."""
-        return F.linear(self.norm(hidden), self.lm_head.weight).float()
+        logits = F.linear(self.norm(hidden), self.lm_head.weight).float()
+        if self.spec.logit_scale != 1.0:
+            logits *= self.spec.logit_scale
+        if cap := self.spec.logit_soft_cap:
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        return logits
+
+
+class PositionTables(nn.Module):
+    """What positions mean to each layer, computed once a batch for layers that agree."""
+
+    def __init__(self, spec: ArchSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        kinds = [(layer.attention.rope, layer.attention.temperature) for layer in spec.layers]
+        distinct = list(dict.fromkeys(kinds))
+        self.by_layer = [distinct.index(kind) for kind in kinds]
+        self._kinds: list[tuple[RopeSpec | None, TemperatureSpec | None]] = distinct
+        self._ropes = {
+            rope: RotaryEmbedding(rope, dtype) for rope, _ in distinct if rope is not None
+        }
+
+    def inputs(self, positions: torch.Tensor, plan: AttentionPlan) -> list[LayerInputs]:
+        """positions: ``[tokens]``. Indexed by the entries of ``by_layer``."""
+        tables = {rope: embedding.tables(positions) for rope, embedding in self._ropes.items()}
+        return [
+            LayerInputs(
+                plan,
+                tables[rope] if rope is not None else None,
+                self._temperature(positions, temperature) if temperature is not None else None,
+            )
+            for rope, temperature in self._kinds
+        ]
+
+    def _temperature(self, positions: torch.Tensor, spec: TemperatureSpec) -> torch.Tensor:
+        steps = ((positions.float() + 1) / spec.floor).floor()
+        return (steps.log1p() * spec.scale + 1).to(self._dtype)[:, None, None]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -12,7 +11,8 @@ import torch
 from slipstream.models.checkpoint import Checkpoint, TensorFiles
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.decoder import Decoder
-from slipstream.models.spec import ArchSpec, WeightRule
+from slipstream.models.spec import ArchSpec
+from slipstream.models.weights import WeightTable, plan_copies
 
 Progress = Callable[[float, str], None]
 
@@ -54,51 +54,22 @@ def load_decoder(
     if dummy_seed is not None:
         _fill_randomly(decoder, dummy_seed)
     else:
-        rules = checkpoint.family.weight_rules(checkpoint.spec)
-        _copy_weights(decoder, checkpoint.tensors(), rules, progress)
+        _copy_weights(decoder, checkpoint.tensors(), checkpoint.family.weights, progress)
     return decoder.eval()
 
 
 def _copy_weights(
-    decoder: Decoder, files: TensorFiles, rules: list[WeightRule], progress: Progress
+    decoder: Decoder, files: TensorFiles, table: WeightTable, progress: Progress
 ) -> None:
-    sources = _sources_by_target(rules, decoder.spec.num_layers)
-    names = [name for group in sources.values() for name in group]
-    # A tied checkpoint may store the shared matrix twice; the embedding's copy is the one used.
-    files.check_names(names, optional=["lm_head.weight"] if decoder.spec.tie_embeddings else [])
+    spec = decoder.spec
     parameters = dict(decoder.named_parameters())
-    done = 0
-    for target, group in sources.items():
-        _copy_stacked(parameters[target], target, [(name, files.read(name)) for name in group])
-        done += len(group)
-        progress(done / len(names), "loading weights")
-
-
-def _sources_by_target(rules: list[WeightRule], num_layers: int) -> dict[str, list[str]]:
-    sources: dict[str, list[str]] = defaultdict(list)
-    for layer in range(num_layers):
-        for rule in rules:
-            if rule.per_layer or layer == 0:
-                target = rule.target.format(layer=layer)
-                sources[target].append(rule.source.format(layer=layer))
-    return sources
-
-
-def _copy_stacked(
-    parameter: torch.Tensor, target: str, tensors: list[tuple[str, torch.Tensor]]
-) -> None:
-    rows = sum(tensor.shape[0] for _, tensor in tensors)
-    fits = all(tensor.shape[1:] == parameter.shape[1:] for _, tensor in tensors)
-    if not fits or rows != parameter.shape[0]:
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors)
-        raise CheckpointError(
-            f"checkpoint tensors do not fit config.json: {shapes} for {target}, which is "
-            f"{tuple(parameter.shape)}"
-        )
-    start = 0
-    for _, tensor in tensors:
-        parameter[start : start + tensor.shape[0]].copy_(tensor)
-        start += tensor.shape[0]
+    copies = plan_copies(table, parameters, spec.num_layers, files.has)
+    # A tied checkpoint may store the shared matrix twice; the embedding's copy is the one used.
+    spare = [f"{table['lm_head']}.weight"] if spec.tie_embeddings else []
+    files.check_names([name for copy in copies for name in copy.sources], optional=spare)
+    for done, copy in enumerate(copies, start=1):
+        copy.run(tuple(files.read(name) for name in copy.sources), spec)
+        progress(done / len(copies), "loading weights")
 
 
 def _fill_randomly(decoder: Decoder, seed: int) -> None:

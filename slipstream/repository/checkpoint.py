@@ -51,7 +51,7 @@ def read_checkpoint(model: str, revision: str = "") -> CheckpointFacts:
     """Reads config.json and the headers of the safetensors files of a directory or a hub id.
 
     Raises:
-        CheckpointError: a file is missing, damaged or lacks a key.
+        CheckpointError: a file is missing or damaged, or the model is not supported.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -115,23 +115,24 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _facts(model: str, config: dict[str, Any], parameters: int) -> CheckpointFacts:
-    text = config.get("text_config") or config
-    if "kv_lora_rank" in text:
-        raise CheckpointError(f"{model}: latent attention (kv_lora_rank) cannot be planned yet")
+    # The worker's own reading of config.json, so that a plan cannot disagree with it; torch, which
+    # comes with it, is loaded only by who plans.
+    from slipstream.models.registry import describe
+
     try:
-        heads = int(text["num_attention_heads"])
-        stored = str(text.get("dtype") or text.get("torch_dtype") or "float32")
-        if stored not in DTYPE_BYTES:
-            supported = ", ".join(DTYPE_BYTES)
-            raise CheckpointError(f"{model}: dtype is {stored!r}; supported: {supported}")
-        return CheckpointFacts(
-            name=model,
-            parameters=parameters,
-            stored_dtype=stored,
-            num_layers=int(text["num_hidden_layers"]),
-            num_kv_heads=int(text.get("num_key_value_heads") or heads),
-            head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
-            max_seq_len=int(text["max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{model}: config.json has no {error.args[0]}") from None
+        spec, _ = describe(config)
+    except ValueError as error:
+        raise CheckpointError(f"{model}: {error}") from None
+    stored = spec.dtype or "float32"
+    if stored not in DTYPE_BYTES:
+        supported = ", ".join(DTYPE_BYTES)
+        raise CheckpointError(f"{model}: dtype is {stored!r}; supported: {supported}")
+    return CheckpointFacts(
+        name=model,
+        parameters=parameters,
+        stored_dtype=stored,
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        max_seq_len=spec.max_positions,
+    )

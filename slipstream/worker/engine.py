@@ -64,7 +64,9 @@ class ModelRunner:
         self.cache = cache
         self.max_seq_len = max_seq_len
         self.device = decoder.device
-        self._attention = PagedSdpa(cache, decoder.spec.num_heads)
+        spec = decoder.spec
+        scores = [layer.attention.scores for layer in spec.layers]
+        self._attention = PagedSdpa(cache, spec.num_heads, scores)
         self._slots = SlotTable(
             max_num_seqs, max_seq_len, cache.shape.tokens_per_block, decoder.device
         )

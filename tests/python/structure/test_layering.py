@@ -35,7 +35,7 @@ PYTHON_LAYERS = {
     "sampling": set(),
     "worker": {"models", "layers", "attention", "sampling", "tokenization", "link"},
     "config": {"errors"},
-    "repository": {"config", "demo", "errors"},
+    "repository": {"config", "demo", "errors", "models"},
     "server": {"config", "errors"},
     "api": {"_core", "errors", "config"},
     "cli": {"api", "config", "demo", "errors", "repository", "server", "_core"},

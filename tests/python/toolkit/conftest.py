@@ -20,10 +20,12 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "dtype": "bfloat16",
     "hidden_size": 32,
+    "intermediate_size": 64,
     "max_position_embeddings": 128,
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
+    "vocab_size": 100,
 }
 SHAPES = {"model.embed_tokens.weight": [100, 10], "model.norm.weight": [24]}
 

@@ -120,6 +120,22 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
     assert read_checkpoint(str(tmp_path)).parameters == 1024
 
 
+def test_the_spec_says_what_the_memory_holds(checkpoint: Path) -> None:
+    """A head size that the family has and config.json leaves out; positions that yarn adds."""
+    config = {**CONFIG, "architectures": ["Qwen3ForCausalLM"]}
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    (checkpoint / "config.json").write_text(json.dumps({**config, "rope_scaling": scaling}))
+    facts = read_checkpoint(str(checkpoint))
+    assert (facts.head_dim, facts.max_seq_len) == (128, 512)
+    assert facts.kv_bytes_per_token("bfloat16") == 2 * 2 * 2 * 128 * 2
+
+
+def test_what_the_worker_refuses_is_not_planned(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "hidden_act": "mish"}))
+    with pytest.raises(CheckpointError, match="checkpoint: config.json: hidden_act is 'mish'"):
+        read_checkpoint(str(checkpoint))
+
+
 def test_demo_model_agrees_with_the_worker() -> None:
     import torch
 
@@ -137,7 +153,7 @@ def test_demo_model_agrees_with_the_worker() -> None:
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json: No such file"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: "),
-        (lambda folder: (folder / "config.json").write_text("{}"), "no num_attention_heads"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "none is not supported"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors files"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"a" * 20), "not a safetensors"),

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from worker_checkpoints import LLAMA3_ROPE
 from worker_testing import config, load_runner
 
+from slipstream.layers.rope_scaling import Llama3Scaling
 from slipstream.models.checkpoint import Checkpoint, resolve_checkpoint
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.loader import choose_dtype, load_decoder
@@ -55,18 +56,19 @@ def load(path, **options):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_act": "gelu"}, "config.json: hidden_act is 'gelu'; supported: 'silu'"),
+        ({"hidden_act": "mish"}, "config.json: hidden_act is 'mish'; supported: 'silu', 'swish'"),
+        ({"sliding_window": 8}, "config.json: sliding_window is 8; supported: absent"),
         ({"hidden_size": "64"}, "config.json: hidden_size is '64'; supported: a int"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; supported: a number above 0"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3; supported: a divisor of 4"),
         ({"head_dim": 15}, "head_dim is 15; supported: an even number"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
-        ({"architectures": ["FooForCausalLM"]}, "FooForCausalLM is not supported; supported: Llam"),
-        ({"architectures": []}, "none is not supported; supported: LlamaForCausalLM"),
+        ({"architectures": ["FooForCausalLM"]}, "FooForCausalLM is not supported; supported: Cohe"),
+        ({"architectures": []}, "none is not supported; supported: Cohere2ForCausalLM"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x'; supported: a token id or a list of them"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
-            "rope_parameters.rope_type is 'yarn'; supported: 'default', 'linear' or 'llama3'",
+            {"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_parameters.rope_type is 'ntk'; supported: 'default', 'linear', 'llama3', 'yarn'",
         ),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -103,7 +105,7 @@ def test_both_spellings_of_transformers_mean_the_same(checkpoint, copy_of):
         torch_dtype="float32",
     )
     assert Checkpoint(path).spec == modern
-    assert modern.rope.kind == "llama3"
+    assert modern.layers[0].attention.rope.scaling == Llama3Scaling(8.0, 1.0, 4.0, 64)
     assert modern.dtype == "float32"
 
 
@@ -177,8 +179,10 @@ def test_dummy_weights_need_no_tensors_and_repeat(copy_of):
     (path / "model.safetensors").unlink()
     first, again = load(path, dummy_seed=3), load(path, dummy_seed=3)
     other = load(path, dummy_seed=4)
-    assert torch.equal(first.layers[0].qkv.weight, again.layers[0].qkv.weight)
-    assert not torch.equal(first.layers[0].qkv.weight, other.layers[0].qkv.weight)
+    assert torch.equal(first.layers[0].attention.qkv.weight, again.layers[0].attention.qkv.weight)
+    assert not torch.equal(
+        first.layers[0].attention.qkv.weight, other.layers[0].attention.qkv.weight
+    )
     assert torch.equal(first.norm.weight, torch.ones(64))
 
 

@@ -184,7 +184,10 @@ def load_runner(path: Path | str, **overrides: Any) -> ModelRunner:
 
 @dataclass
 class TestSequence:
-    """A sequence as the executor sees it: tokens known, positions computed, blocks held."""
+    """A sequence as the executor sees it: tokens known, positions computed, blocks held.
+
+    ``announced`` of the blocks are in plans already; blocks that it starts with are reused ones.
+    """
 
     __test__ = False
 
@@ -192,6 +195,7 @@ class TestSequence:
     tokens: list[int]
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    announced: int = 0
 
 
 class Driver:
@@ -224,10 +228,10 @@ class Driver:
     ) -> None:
         """Schedules the next ``count`` known tokens; samples if none is left after them."""
         first, end = sequence.computed, sequence.computed + count
-        new = []
-        while (len(sequence.blocks) + len(new)) * self.per_block < end:
-            new.append(self.free.pop())
-        sequence.blocks += new
+        while len(sequence.blocks) * self.per_block < end:
+            sequence.blocks.append(self.free.pop())
+        new = sequence.blocks[sequence.announced :]
+        sequence.announced = len(sequence.blocks)
         tokens = [frames.TOKEN_FROM_SLOT] if from_slot else sequence.tokens[first:end]
         if flags is None:
             flags = SeqFlag.SAMPLE if end == len(sequence.tokens) else 0

@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The attention block of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from slipstream.attention.interface import AttentionPlan
+from slipstream.layers.norm import Norm
+from slipstream.layers.rotary import RopeTables, rotate_
+from slipstream.models.spec import ArchSpec, QkNormSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What a layer needs of a batch besides its hidden states.
+
+    rope: the layer's own tables, None if it uses none. temperature: ``[tokens, 1, 1]`` factors of
+    queries, None if the layer has none.
+    """
+
+    plan: AttentionPlan
+    rope: RopeTables | None
+    temperature: torch.Tensor | None
+
+
+class GroupedQueryAttention(nn.Module):
+    """Heads of queries that share heads of keys and values, one fused projection."""
+
+    def __init__(self, spec: ArchSpec, index: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        attention = spec.layers[index].attention
+        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self._index = index
+        self._queries = slice(0, heads)
+        self._keys = slice(heads, heads + kv_heads)
+        self._rotated = slice(0, heads + kv_heads)
+        self._shape = (heads + 2 * kv_heads, dim)
+        self._rope_style = attention.rope.style if attention.rope else "halves"
+        self.qkv = nn.Linear(
+            spec.hidden_size, self._shape[0] * dim, bias=attention.qkv_bias, dtype=dtype
+        )
+        self.output = nn.Linear(
+            heads * dim, spec.hidden_size, bias=attention.output_bias, dtype=dtype
+        )
+        self._qk_norm = attention.qk_norm
+        if attention.qk_norm is not None:
+            self.q_norm = _qk_norm(attention.qk_norm, heads, dim, dtype)
+            self.k_norm = _qk_norm(attention.qk_norm, kv_heads, dim, dtype)
+        self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype)) if attention.sinks else None
+
+    def forward(self, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+        """hidden: ``[tokens, hidden_size]``, normalised. Returns the same shape."""
+        qkv = self.qkv(hidden).view(-1, *self._shape)
+        norm = self._qk_norm
+        if norm is not None and not norm.after_rope:
+            self._normalise_(qkv, norm)
+        if inputs.rope is not None:
+            rotate_(qkv[:, self._rotated], inputs.rope, self._rope_style)
+        if norm is not None and norm.after_rope:
+            self._normalise_(qkv, norm)
+        if inputs.temperature is not None:
+            qkv[:, self._queries].mul_(inputs.temperature)
+        out: torch.Tensor = self.output(inputs.plan.run(self._index, qkv, self.sinks))
+        return out
+
+    def _normalise_(self, qkv: torch.Tensor, spec: QkNormSpec) -> None:
+        for heads, norm in ((self._queries, self.q_norm), (self._keys, self.k_norm)):
+            part = qkv[:, heads]
+            if spec.over == "all":
+                part.copy_(norm(part.flatten(1)).view_as(part))
+            else:
+                part.copy_(norm(part))
+
+
+def _qk_norm(spec: QkNormSpec, heads: int, dim: int, dtype: torch.dtype) -> Norm:
+    shapes = {"head": (dim,), "own": (heads, dim), "all": (heads * dim,)}
+    return Norm(spec.norm, shapes[spec.over], dtype)

@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Paged attention equals attention written down plainly, for every mask, cap and sink."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from slipstream.attention.interface import FULL, BatchLayout, Mask, ScoreSpec
+from slipstream.attention.kv_cache import KvCache, KvShape
+from slipstream.attention.paged_sdpa import PagedSdpa
+from slipstream.attention.tiles import TILE
+
+HEADS, KV_HEADS, DIM, BLOCK = 4, 2, 8, 4
+SCORES = {
+    "full": ScoreSpec(0.4),
+    "sliding": ScoreSpec(0.4, Mask("sliding", 7)),
+    "sliding_one": ScoreSpec(0.4, Mask("sliding", 1)),
+    "sliding_past_a_tile": ScoreSpec(0.4, Mask("sliding", TILE + 9)),
+    "chunked": ScoreSpec(0.4, Mask("chunked", 12)),
+    "chunked_within_blocks": ScoreSpec(0.4, Mask("chunked", 6)),
+    "chunked_past_a_tile": ScoreSpec(0.4, Mask("chunked", TILE + 10)),
+    "soft_cap": ScoreSpec(0.9, soft_cap=0.7),
+    "soft_cap_sliding": ScoreSpec(0.9, Mask("sliding", 5), soft_cap=0.7),
+    "soft_cap_chunked": ScoreSpec(0.9, Mask("chunked", 9), soft_cap=0.7),
+}
+
+
+def sees(mask: Mask, query: int, key: int) -> bool:
+    if key > query:
+        return False
+    if mask.kind == "sliding":
+        return query - key < mask.size
+    return mask.kind == "full" or query // mask.size == key // mask.size
+
+
+def plainly(qkv: torch.Tensor, scores: ScoreSpec, sinks: torch.Tensor | None) -> torch.Tensor:
+    """``[tokens, heads, dim]`` of a whole sequence ``[tokens, heads + 2 kv_heads, dim]``."""
+    qkv = qkv.double()
+    group = HEADS // KV_HEADS
+    queries = qkv[:, :HEADS]
+    keys, values = (part.repeat_interleave(group, 1) for part in qkv[:, HEADS:].split(KV_HEADS, 1))
+    logits = torch.einsum("qhd,khd->hqk", queries, keys) * scores.scale
+    if scores.soft_cap is not None:
+        logits = scores.soft_cap * torch.tanh(logits / scores.soft_cap)
+    positions = range(len(qkv))
+    visible = torch.tensor([[sees(scores.mask, q, k) for k in positions] for q in positions])
+    weights = logits.exp() * visible
+    total = weights.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + sinks.double().exp()[:, None, None]
+    return torch.einsum("hqk,khd->qhd", weights / total, values)
+
+
+class Sequences:
+    """Random sequences whose tokens are computed step by step, several layers in lockstep."""
+
+    def __init__(self, lengths: list[int], scores: list[ScoreSpec], seed: int) -> None:
+        torch.manual_seed(seed)
+        self.random = np.random.default_rng(seed)
+        self.qkv = [torch.randn(length, HEADS + 2 * KV_HEADS, DIM) for length in lengths]
+        self.out = [torch.empty(len(scores), length, HEADS, DIM) for length in lengths]
+        self.done = [0] * len(lengths)
+        self.scores = scores
+        width = -(-max(lengths) // BLOCK)
+        blocks = self.random.permutation(len(lengths) * width).astype(np.int32)
+        self.table = blocks.reshape(len(lengths), width)
+        shape = KvShape(len(scores), KV_HEADS, BLOCK, DIM, torch.float32)
+        cache = KvCache(shape, blocks.size, torch.device("cpu"))
+        cache.pool.fill_(float("nan"))
+        self.attention = PagedSdpa(cache, HEADS, scores)
+
+    def step(self, counts: dict[int, int], sinks: torch.Tensor | None) -> None:
+        """Computes the next ``counts[i]`` tokens of sequences i."""
+        taken = list(counts)
+        first = np.array([self.done[i] for i in taken])
+        plan = self.attention.plan(
+            BatchLayout(np.array(list(counts.values())), first, self.table[taken])
+        )
+        parts = [self.qkv[i][self.done[i] : self.done[i] + n] for i, n in counts.items()]
+        for layer in range(len(self.scores)):
+            out = plan.run(layer, torch.cat(parts), sinks).view(-1, HEADS, DIM)
+            for i, rows in zip(taken, out.split(list(counts.values())), strict=True):
+                self.out[i][layer, self.done[i] : self.done[i] + len(rows)] = rows
+        for i, n in counts.items():
+            self.done[i] += n
+
+    def check(self, sinks: torch.Tensor | None) -> None:
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            for layer, scores in enumerate(self.scores):
+                expected = plainly(qkv, scores, sinks).float()
+                torch.testing.assert_close(out[layer], expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 2.0, 0.0])], ids=["", "sinks"])
+@pytest.mark.parametrize("name", SCORES)
+def test_random_batches(name: str, sinks: torch.Tensor | None) -> None:
+    """Chunks and single tokens mixed, sequences of very different lengths."""
+    batch = Sequences([1, 3, 20, 41, 90], [SCORES[name]], seed=len(name))
+    while unfinished := [i for i, q in enumerate(batch.qkv) if batch.done[i] < len(q)]:
+        batch.random.shuffle(unfinished)
+        counts = {}
+        for i in unfinished[: int(batch.random.integers(1, len(unfinished) + 1))]:
+            left = len(batch.qkv[i]) - batch.done[i]
+            single = batch.random.random() < 0.5
+            counts[i] = 1 if single else int(batch.random.integers(1, min(left, 30) + 1))
+        batch.step(counts, sinks)
+    batch.check(sinks)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_chunks_longer_than_a_tile(name: str) -> None:
+    batch = Sequences([2 * TILE + 60, TILE + 1], [SCORES[name]], seed=1)
+    batch.step({0: 13, 1: TILE + 1}, None)
+    batch.step({0: 2 * TILE + 40}, None)
+    for _ in range(7):
+        batch.step({0: 1}, None)
+    batch.check(None)
+
+
+def test_layers_with_different_masks_share_a_plan() -> None:
+    scores = [SCORES["sliding"], SCORES["full"], SCORES["soft_cap_chunked"], SCORES["sliding"]]
+    batch = Sequences([37, 18], scores, seed=2)
+    batch.step({1: 10, 0: 30}, None)
+    for _ in range(7):
+        batch.step({0: 1, 1: 1}, None)
+    batch.step({1: 1}, None)
+    batch.check(None)
+
+
+def test_what_a_mask_hides_is_not_read() -> None:
+    """Blocks that no layer sees any more may hold anything, as they may belong to others."""
+    batch = Sequences([40], [SCORES["sliding"]], seed=3)
+    batch.step({0: 30}, None)
+    gone = torch.from_numpy(batch.table[0, : (31 - 7) // BLOCK].astype(np.int64))
+    batch.attention.cache.pool[:, gone] = float("nan")
+    for _ in range(4):
+        batch.step({0: 1}, None)
+    batch.step({0: 6}, None)
+    batch.check(None)
+
+
+def test_first_visible_positions() -> None:
+    positions = np.array([0, 5, 6, 7, 20])
+    assert FULL.first_visible(positions).tolist() == [0, 0, 0, 0, 0]
+    assert Mask("sliding", 6).first_visible(positions).tolist() == [0, 0, 1, 2, 15]
+    assert Mask("chunked", 6).first_visible(positions).tolist() == [0, 0, 6, 6, 18]

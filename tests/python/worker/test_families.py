@@ -1,0 +1,160 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Every family computes what transformers computes, however its requests are served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from family_cases import CASES, VOCAB, Case
+from transformers import PreTrainedModel
+from worker_testing import Driver, TestSequence, load_runner, logits_of
+
+from slipstream.worker.engine import ModelRunner
+from slipstream.worker.frames import SeqFlag
+
+STEPS = 64
+TOLERANCE = 1e-4  # of the length of a row of logits
+PROMPT = 70  # tokens: longer than any window of the cases
+
+
+@dataclass(frozen=True)
+class Served:
+    """A family's checkpoint in transformers' hands and in ours."""
+
+    model: PreTrainedModel
+    runner: ModelRunner
+    path: Path
+
+    def driver(self, seed: int = 0) -> Driver:
+        self.runner.cache.pool.fill_(float("nan"))  # whatever a test before this one left
+        return Driver(self.runner, seed)
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        with torch.inference_mode():
+            return self.model(torch.tensor([tokens])).logits[0].numpy()
+
+    def assert_close(self, ours: np.ndarray, tokens: list[int]) -> None:
+        theirs = self.logits(tokens)
+        assert ours.shape == theirs.shape
+        error = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+        assert error.max() < TOLERANCE
+
+    def assert_greedy(self, prompt: list[int], generated: list[int]) -> None:
+        """By induction: each token is the one that transformers chooses after those before."""
+        assert len(generated) == STEPS
+        chosen = self.logits(prompt + generated[:-1])[len(prompt) - 1 :].argmax(-1)
+        assert generated == chosen.tolist()
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def served(request: pytest.FixtureRequest, tmp_path_factory) -> Served:
+    case: Case = request.param
+    path = tmp_path_factory.mktemp("family")
+    model = case.make_model()
+    model.save_pretrained(path)
+    return Served(model, load_runner(path, kv_cache_tokens=2048), path)
+
+
+def random_tokens(count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(3, VOCAB, count).tolist()
+
+
+def run(
+    driver: Driver, sequences: list[TestSequence], known: list[int], chunk: int = 1 << 30
+) -> list[list[int]]:
+    """Steps until every sequence has generated STEPS tokens after its ``known`` ones.
+
+    Prompts go in chunks, each sequence joins a step after the one before it, and a token goes from
+    a step to the next on the device alone.
+    """
+    plan = driver.new_plan()
+    given = [len(sequence.tokens) for sequence in sequences]
+    for sequence in sequences:
+        plan.admit(sequence.slot, history=sequence.tokens, prompt_len=len(sequence.tokens))
+    step = 0
+    while True:
+        taken = []
+        for index, sequence in enumerate(sequences):
+            left = len(sequence.tokens) - sequence.computed
+            if step >= index and len(sequence.tokens) < known[index] + STEPS:
+                decoding = sequence.computed >= given[index]
+                driver.add(plan, sequence, min(left, chunk), from_slot=decoding)
+                taken.append(sequence)
+        if not taken and step >= len(sequences):
+            break
+        result = driver.runner.step(plan.build())
+        tokens = iter(result.tokens.tolist())
+        for sequence, count in zip(taken, result.num_tokens, strict=True):
+            sequence.tokens += [next(tokens) for _ in range(count)]
+        plan = driver.new_plan()
+        step += 1
+    driver.runner.step(_retired(plan, sequences).build())
+    return [sequence.tokens[count:] for sequence, count in zip(sequences, known, strict=True)]
+
+
+def _retired(plan, sequences):
+    for sequence in sequences:
+        plan.retire(sequence.slot)
+    return plan
+
+
+def context_logits(driver: Driver, tokens: list[int], chunk: int) -> np.ndarray:
+    plan = driver.new_plan()
+    sequence = driver.start(plan, 0, tokens)
+    rows: list[np.ndarray] = []
+    while sequence.computed < len(tokens):
+        count = min(chunk, len(tokens) - sequence.computed)
+        driver.add(plan, sequence, count, flags=SeqFlag.CONTEXT_LOGITS)
+        rows += list(logits_of(driver.runner.step(plan.build()), VOCAB)[0])
+        plan = driver.new_plan()
+    driver.runner.step(plan.retire(0).build())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("chunk", [PROMPT, 11, 1], ids=["prefill", "chunked", "decode"])
+def test_logits(served: Served, chunk: int) -> None:
+    prompt = random_tokens(PROMPT, seed=1)
+    served.assert_close(context_logits(served.driver(), prompt, chunk), prompt)
+
+
+@pytest.mark.parametrize("chunk", [PROMPT, 7], ids=["lone", "chunked"])
+def test_greedy_alone(served: Served, chunk: int) -> None:
+    prompt = random_tokens(PROMPT, seed=2)
+    (generated,) = run(served.driver(), [TestSequence(0, list(prompt))], [PROMPT], chunk)
+    served.assert_greedy(prompt, generated)
+
+
+def test_greedy_in_a_batch(served: Served) -> None:
+    lengths = [1, 33, 9, PROMPT, 20]
+    prompts = [random_tokens(length, seed=length) for length in lengths]
+    sequences = [TestSequence(slot, list(prompt)) for slot, prompt in enumerate(prompts)]
+    generated = run(served.driver(), sequences, lengths, chunk=16)
+    for prompt, tokens in zip(prompts, generated, strict=True):
+        served.assert_greedy(prompt, tokens)
+
+
+def test_greedy_after_a_reused_prefix(served: Served) -> None:
+    driver = served.driver()
+    shared = random_tokens(48, seed=5)
+    prompts = [shared + random_tokens(length, seed=length) for length in (3, 30)]
+    first = TestSequence(0, list(prompts[0]))
+    run(driver, [first], [len(prompts[0])])
+    second = TestSequence(1, list(prompts[1]), computed=48, blocks=first.blocks[: 48 // 4])
+    (generated,) = run(driver, [second], [len(prompts[1])])
+    served.assert_greedy(prompts[1], generated)
+
+
+def test_greedy_when_preempted(served: Served) -> None:
+    """Stopped after 25 tokens, its blocks lost, and computed again from the tokens."""
+    driver = served.driver()
+    prompt = random_tokens(PROMPT, seed=6)
+    (before,) = run(driver, [TestSequence(0, list(prompt))], [PROMPT])
+    driver.runner.cache.pool.fill_(float("nan"))
+    resumed = TestSequence(1, prompt + before[:25])
+    (after,) = run(driver, [resumed], [PROMPT], chunk=13)
+    served.assert_greedy(prompt, after)
