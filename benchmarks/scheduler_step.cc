@@ -57,7 +57,7 @@ WorkerInfo Info(int32_t num_blocks) {
   WorkerInfo info;
   info.vocab_size = 32000;
   info.max_seq_len = 16384;
-  info.num_blocks = num_blocks;
+  info.kv_groups = {{KvKind::kFull, 0, num_blocks, 0}};
   info.tokens_per_block = 32;
   return info;
 }

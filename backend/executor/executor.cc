@@ -100,6 +100,8 @@ Status Executor::Load(const WorkerPort::Progress& progress) {
   if (wake_fd_ < 0) return Status::Internal("eventfd: out of file descriptors");
   auto info = port_->Start(progress);
   if (!info.ok()) return info.status();
+  const Status pools = CheckKvGroups(*info, config_);
+  if (!pools.ok()) return pools;
   worker_info_ = std::move(*info);
   if (!worker_info_.token_table.empty()) {
     auto table = TokenTable::FromMsgpack(worker_info_.token_table);
@@ -319,7 +321,7 @@ void Executor::AdvanceRecovery(TimeNs now) {
     auto info = port_->Start(nullptr);
     Status status = info.ok() ? Status::Ok() : info.status();
     if (info.ok() && (info->vocab_size != worker_info_.vocab_size ||
-                      info->num_blocks < worker_info_.num_blocks ||
+                      !CanReplace(worker_info_.kv_groups, info->kv_groups) ||
                       info->tokens_per_block != worker_info_.tokens_per_block)) {
       status = Status::Internal(
           "the restarted worker offers another vocabulary or fewer KV "

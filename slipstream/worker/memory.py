@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from slipstream.attention.interface import FULL, Mask
 from slipstream.attention.kv_cache import KvShape
+from slipstream.models.kv_groups import Serving, pools_for_bytes, pools_for_tokens
 from slipstream.worker.config import ConfigError, WorkerConfig
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -17,23 +20,32 @@ _CGROUP = Path("/sys/fs/cgroup")
 _ONE_THREAD_BYTES = 32 << 20
 
 
-def num_kv_blocks(config: WorkerConfig, shape: KvShape, device: torch.device) -> int:
-    """Blocks in the pool: from the tokens, the bytes, or the fraction of free memory.
+def kv_pool_blocks(
+    config: WorkerConfig,
+    serving: Serving,
+    masks: Sequence[Mask],
+    shapes: Sequence[KvShape],
+    device: torch.device,
+) -> list[int]:
+    """Blocks in each group's pool: from the tokens, the bytes, or the fraction of free memory.
 
-    Raises ConfigError naming the setting if not even one block fits.
+    Raises ConfigError naming the setting if that is too little for one sequence.
     """
     if config.kv_cache_tokens:
-        return -(-config.kv_cache_tokens // shape.tokens_per_block)
+        return pools_for_tokens(masks, serving, config.kv_cache_tokens)
     name, budget = "kv_cache_bytes", config.kv_cache_bytes
     if not budget:
         name, budget = "kv_cache_fraction", int(free_memory(device) * config.kv_cache_fraction)
-    blocks = budget // shape.bytes_per_block
-    if blocks < 1:
+    sizes = [shape.bytes_per_block for shape in shapes]
+    pools = pools_for_bytes(masks, sizes, serving, budget)
+    needed = 1 if masks[0] == FULL else max(serving.least(mask) for mask in masks)
+    if min(pools) < needed:
         raise ConfigError(
             f"{name} leaves {budget} bytes for the KV cache; one block of "
-            f"{shape.tokens_per_block} tokens takes {shape.bytes_per_block}"
+            f"{serving.tokens_per_block} tokens takes {sum(sizes)}"
+            + (f", and {needed} are needed" if needed > 1 else "")
         )
-    return blocks
+    return pools
 
 
 def free_memory(device: torch.device) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_cases import CASES, VOCAB, Case
+from family_cases import CASES, VOCAB, WINDOW, Case
 from transformers import PreTrainedModel
 from worker_testing import Driver, TestSequence, load_runner, logits_of
 
@@ -31,8 +31,12 @@ class Served:
     path: Path
 
     def driver(self, seed: int = 0) -> Driver:
-        self.runner.cache.pool.fill_(float("nan"))  # whatever a test before this one left
+        self.forget()  # whatever a test before this one left
         return Driver(self.runner, seed)
+
+    def forget(self) -> None:
+        for cache in self.runner.caches:
+            cache.pool.fill_(float("nan"))
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         with torch.inference_mode():
@@ -57,7 +61,18 @@ def served(request: pytest.FixtureRequest, tmp_path_factory) -> Served:
     path = tmp_path_factory.mktemp("family")
     model = case.make_model()
     model.save_pretrained(path)
-    return Served(model, load_runner(path, kv_cache_tokens=2048), path)
+    # Windowed pools of 72 blocks: a batch of the tests goes through them more than once.
+    runner = load_runner(path, kv_cache_tokens=2048, max_num_seqs=9, max_num_tokens=PROMPT)
+    return Served(model, runner, path)
+
+
+def test_layers_with_a_window_have_a_pool_of_its_size(served: Served) -> None:
+    masks = {layer.attention.scores.mask for layer in served.runner.decoder.spec.layers}
+    assert {group.mask for group in served.runner.groups} == masks
+    for group, cache in zip(served.runner.groups, served.runner.caches, strict=True):
+        assert cache.shape.num_layers == len(group.layers)
+        windowed = group.mask.kind != "full" and len(masks) > 1
+        assert cache.num_blocks == (9 * (WINDOW // 4 + 2) + 18 if windowed else 512)
 
 
 def random_tokens(count: int, seed: int) -> list[int]:
@@ -142,9 +157,9 @@ def test_greedy_after_a_reused_prefix(served: Served) -> None:
     driver = served.driver()
     shared = random_tokens(48, seed=5)
     prompts = [shared + random_tokens(length, seed=length) for length in (3, 30)]
-    first = TestSequence(0, list(prompts[0]))
+    first = TestSequence(0, list(prompts[0]), kept=48 // 4)
     run(driver, [first], [len(prompts[0])])
-    second = TestSequence(1, list(prompts[1]), computed=48, blocks=first.blocks[: 48 // 4])
+    second = driver.reuse(1, prompts[1], first, 48)
     (generated,) = run(driver, [second], [len(prompts[1])])
     served.assert_greedy(prompts[1], generated)
 
@@ -154,7 +169,7 @@ def test_greedy_when_preempted(served: Served) -> None:
     driver = served.driver()
     prompt = random_tokens(PROMPT, seed=6)
     (before,) = run(driver, [TestSequence(0, list(prompt))], [PROMPT])
-    driver.runner.cache.pool.fill_(float("nan"))
+    served.forget()
     resumed = TestSequence(1, prompt + before[:25])
     (after,) = run(driver, [resumed], [PROMPT], chunk=13)
     served.assert_greedy(prompt, after)
