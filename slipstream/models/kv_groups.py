@@ -35,15 +35,29 @@ class Serving:
         """The most blocks that a sequence holds between two chunks, and one to go on in."""
         return (mask.size - 1 + self.tokens_per_block - 2) // self.tokens_per_block + 2
 
-    def least(self, mask: Mask) -> int:
-        """Blocks without which not even one sequence can run in full steps."""
+    def least(self, masks: Sequence[Mask]) -> int:
+        """Blocks in each group without which not even one sequence can run in full steps.
+
+        Beside a full group one is enough: no sequence is longer than that.
+        """
+        if masks[0] == FULL:
+            return 1
         step = self.max_num_tokens // self.tokens_per_block
-        return min(self.blocks_for(self.max_seq_len), self.window_blocks(mask) + step)
+        longest = self.blocks_for(self.max_seq_len)
+        return min(longest, max(map(self.window_blocks, masks)) + step)
 
     def most(self, mask: Mask) -> int:
         """Blocks that suffice for all sequences at once; more only cache what they left."""
         step = self.blocks_for(self.max_num_tokens)
         return self.max_num_seqs * self.window_blocks(mask) + step
+
+    def at_once(self, mask: Mask, blocks: int) -> int:
+        """Sequences of the greatest length that a pool of so many blocks holds."""
+        if mask.kind == "full":
+            return blocks * self.tokens_per_block // self.max_seq_len
+        whole = blocks // self.blocks_for(self.max_seq_len)
+        step = self.max_num_tokens // self.tokens_per_block
+        return max(whole, (blocks - step) // self.window_blocks(mask), 0)
 
 
 def kv_groups(spec: ArchSpec, max_seq_len: int) -> tuple[KvGroup, ...]:
@@ -67,7 +81,7 @@ def pools_for_tokens(masks: Sequence[Mask], serving: Serving, tokens: int) -> li
     blocks = serving.blocks_for(tokens)
     if masks[0] == FULL:
         return [blocks, *(min(blocks, serving.most(mask)) for mask in masks[1:])]
-    return [max(blocks, serving.least(mask)) for mask in masks]
+    return [max(blocks, serving.least(masks))] * len(masks)
 
 
 def pools_for_bytes(

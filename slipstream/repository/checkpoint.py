@@ -9,11 +9,14 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, hf_hub_download
 
 from slipstream.errors import SlipstreamError
+
+if TYPE_CHECKING:
+    from slipstream.models.spec import ArchSpec
 
 _MAX_HEADER = 100_000_000
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -28,7 +31,8 @@ class CheckpointFacts:
     """What memory depends on.
 
     parameters: elements of all tensors; the widths in bytes come from the serving dtype.
-    stored_dtype: the checkpoint's own, "float32", "bfloat16" or "float16".
+    stored_dtype: the checkpoint's own, "float32", "bfloat16" or "float16". spec: what a worker
+    reads from the checkpoint.
     """
 
     name: str
@@ -38,6 +42,7 @@ class CheckpointFacts:
     num_kv_heads: int
     head_dim: int
     max_seq_len: int
+    spec: ArchSpec
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Keys and values of one token in all layers."""
@@ -135,4 +140,5 @@ def _facts(model: str, config: dict[str, Any], parameters: int) -> CheckpointFac
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         max_seq_len=spec.max_positions,
+        spec=spec,
     )

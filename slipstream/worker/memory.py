@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from slipstream.attention.interface import FULL, Mask
+from slipstream.attention.interface import Mask
 from slipstream.attention.kv_cache import KvShape
 from slipstream.models.kv_groups import Serving, pools_for_bytes, pools_for_tokens
 from slipstream.worker.config import ConfigError, WorkerConfig
@@ -38,7 +38,7 @@ def kv_pool_blocks(
         name, budget = "kv_cache_fraction", int(free_memory(device) * config.kv_cache_fraction)
     sizes = [shape.bytes_per_block for shape in shapes]
     pools = pools_for_bytes(masks, sizes, serving, budget)
-    needed = 1 if masks[0] == FULL else max(serving.least(mask) for mask in masks)
+    needed = serving.least(masks)
     if min(pools) < needed:
         raise ConfigError(
             f"{name} leaves {budget} bytes for the KV cache; one block of "
