@@ -16,9 +16,8 @@ from slipstream.worker.frames import FrameType, StepResult, encode_result, parse
 HELLO = {
     "vocab_size": 32000,
     "max_seq_len": 1 << 20,
-    "num_blocks": 1 << 16,
     "tokens_per_block": 32,
-    "bytes_per_block": 0,
+    "kv_groups": [{"kind": "full", "window": 0, "num_blocks": 1 << 16, "bytes_per_block": 0}],
     "end_ids": [2],
     "pad_id": -1,
     "wants_history": False,

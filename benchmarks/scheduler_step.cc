@@ -53,11 +53,12 @@ void Print(const char* what, const std::vector<double>& values) {
               q.p99, q.max, values.size());
 }
 
-WorkerInfo Info(int32_t num_blocks) {
+WorkerInfo Info(int32_t num_blocks, int32_t window = 0) {
   WorkerInfo info;
   info.vocab_size = 32000;
   info.max_seq_len = 16384;
-  info.num_blocks = num_blocks;
+  info.kv_groups = {{KvKind::kFull, 0, num_blocks, 0}};
+  if (window > 0) info.kv_groups.push_back({KvKind::kSliding, window, num_blocks, 0});
   info.tokens_per_block = 32;
   return info;
 }
@@ -81,12 +82,13 @@ void Submit(Engine* engine, RequestId id, Request request) {
   if (!engine->Submit(id, std::move(request), 1).ok()) std::abort();
 }
 
-void Decode(int32_t num_seqs) {
+// `window`: of a second KV group; 0 = there is none.
+void Decode(int32_t num_seqs, int32_t window) {
   ExecutorConfig config;
   config.max_num_seqs = num_seqs;
   config.max_num_tokens = 8192;
   config.max_queue_requests = 0;
-  Engine engine(config, Info(65536), nullptr);
+  Engine engine(config, Info(65536, window), nullptr);
   for (int32_t i = 0; i < num_seqs; ++i)
     Submit(&engine, i + 1, Create(engine, Spec(128, 2000, i * 131)));
   StepPlan plan;
@@ -109,7 +111,8 @@ void Decode(int32_t num_seqs) {
     }
   }
   char name[64];
-  std::snprintf(name, sizeof name, "build and encode a step, %d decoding", num_seqs);
+  std::snprintf(name, sizeof name, "build and encode a step, %d decoding%s", num_seqs,
+                window > 0 ? ", windows" : "");
   Print(name, build);
   std::snprintf(name, sizeof name, "apply its answer, %d events", num_seqs);
   Print(name, apply);
@@ -155,9 +158,10 @@ void CachedBurst(int32_t num_seqs, int32_t prompt_len) {
 }  // namespace slipstream
 
 int main() {
-  slipstream::Decode(64);
-  slipstream::Decode(256);
-  slipstream::Decode(512);
+  slipstream::Decode(64, 0);
+  slipstream::Decode(256, 0);
+  slipstream::Decode(512, 0);
+  slipstream::Decode(256, 512);
   slipstream::CachedBurst(512, 8192);
   return 0;
 }

@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 
 MAGIC = 0x4D525453  # "STRM"
-VERSION = 1
+VERSION = 2
 MAX_PAYLOAD = 1 << 33
 HEADER = struct.Struct("<IHHQ")  # magic, version, type, payload bytes
 

@@ -40,13 +40,26 @@ void BindConfig(py::module_& m) {
       .def_readwrite("wrap_out_of_vocab_ids", &ExecutorConfig::wrap_out_of_vocab_ids)
       .def_readwrite("max_logprobs", &ExecutorConfig::max_logprobs)
       .def_readwrite("send_history", &ExecutorConfig::send_history);
+  py::class_<KvGroup>(m, "KvGroup")
+      .def(py::init([](const std::string& kind, int32_t num_blocks, int32_t window,
+                       int64_t bytes_per_block) {
+             KvGroup group{KvKind::kFull, window, num_blocks, bytes_per_block};
+             if (KvKindFromName(kind, &group.kind)) return group;
+             throw py::value_error("kind: '" + kind + "' is not full, sliding or chunked");
+           }),
+           py::arg("kind"), py::arg("num_blocks"), py::arg("window") = 0,
+           py::arg("bytes_per_block") = 0)
+      .def_property_readonly("kind", [](const KvGroup& g) { return KvKindName(g.kind); })
+      .def_readonly("window", &KvGroup::window)
+      .def_readonly("num_blocks", &KvGroup::num_blocks)
+      .def_readonly("bytes_per_block", &KvGroup::bytes_per_block)
+      .def("first_visible", &KvGroup::FirstVisible, py::arg("position"));
   py::class_<WorkerInfo>(m, "WorkerInfo")
       .def(py::init<>())
       .def_readwrite("vocab_size", &WorkerInfo::vocab_size)
       .def_readwrite("max_seq_len", &WorkerInfo::max_seq_len)
-      .def_readwrite("num_blocks", &WorkerInfo::num_blocks)
       .def_readwrite("tokens_per_block", &WorkerInfo::tokens_per_block)
-      .def_readwrite("bytes_per_block", &WorkerInfo::bytes_per_block)
+      .def_readwrite("kv_groups", &WorkerInfo::kv_groups)
       .def_readwrite("end_ids", &WorkerInfo::end_ids)
       .def_readwrite("pad_id", &WorkerInfo::pad_id)
       .def_readwrite("wants_history", &WorkerInfo::wants_history)
@@ -59,6 +72,7 @@ void BindStep(py::module_& m) {
   py::class_<StepPlan>(m, "StepPlan")
       .def(py::init<>())
       .def_readwrite("step_id", &StepPlan::step_id)
+      .def_readwrite("num_groups", &StepPlan::num_groups)
       .def_readwrite("slot", &StepPlan::slot)
       .def_readwrite("num_tokens", &StepPlan::num_tokens)
       .def_readwrite("first_position", &StepPlan::first_position)
@@ -75,8 +89,10 @@ void BindStep(py::module_& m) {
                                return slots;
                              })
       .def_property_readonly("copies", [](const StepPlan& p) {
-        std::vector<std::tuple<int32_t, int32_t, int32_t>> copies;
-        for (const BlockCopy& c : p.copies) copies.emplace_back(c.src, c.dst, c.num_tokens);
+        std::vector<std::tuple<int32_t, int32_t, int32_t, int32_t>> copies;
+        for (const BlockCopy& c : p.copies) {
+          copies.emplace_back(c.src, c.dst, c.num_tokens, c.group);
+        }
         return copies;
       });
   py::class_<StepResult>(m, "StepResult")
@@ -126,6 +142,7 @@ py::dict MetricsDict(const MetricsSnapshot& s) {
   SLIPSTREAM_FIELD(kv_blocks_free)
   SLIPSTREAM_FIELD(tokens_per_block)
   SLIPSTREAM_FIELD(kv_bytes)
+  SLIPSTREAM_FIELD(kv_bytes_used)
   SLIPSTREAM_FIELD(steps)
   SLIPSTREAM_FIELD(requests_accepted)
   SLIPSTREAM_FIELD(requests_rejected)
@@ -193,6 +210,7 @@ void BindEngineClass(py::module_& m) {
   py::class_<Engine>(m, "Engine")
       .def(py::init([](const ExecutorConfig& config, const WorkerInfo& info,
                        std::shared_ptr<TokenTable> table) {
+             ThrowIfError(CheckKvGroups(info, config));
              return std::make_unique<Engine>(config, info, std::move(table));
            }),
            py::arg("config"), py::arg("worker_info"), py::arg("token_table") = nullptr)

@@ -48,7 +48,7 @@ py::dict StepHeaderLayout() {
   SLIPSTREAM_FIELD(StepHeader, num_admitted);
   SLIPSTREAM_FIELD(StepHeader, num_retired);
   SLIPSTREAM_FIELD(StepHeader, num_aux);
-  SLIPSTREAM_FIELD(StepHeader, reserved);
+  SLIPSTREAM_FIELD(StepHeader, num_groups);
   return fields;
 }
 
@@ -70,7 +70,7 @@ py::dict BlockCopyLayout() {
   SLIPSTREAM_FIELD(BlockCopy, src);
   SLIPSTREAM_FIELD(BlockCopy, dst);
   SLIPSTREAM_FIELD(BlockCopy, num_tokens);
-  SLIPSTREAM_FIELD(BlockCopy, reserved);
+  SLIPSTREAM_FIELD(BlockCopy, group);
   return fields;
 }
 

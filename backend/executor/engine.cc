@@ -4,18 +4,26 @@
 
 #include <algorithm>
 #include <cassert>
+#include <limits>
 
 namespace slipstream {
 namespace {
 
-KvCache::Options KvOptions(const ExecutorConfig& config, const WorkerInfo& worker) {
-  return {worker.num_blocks, worker.tokens_per_block, config.enable_prefix_reuse,
+KvGroups::Options KvOptions(const ExecutorConfig& config, const WorkerInfo& worker) {
+  return {worker.kv_groups, worker.tokens_per_block, config.enable_prefix_reuse,
           config.enable_partial_reuse};
 }
 
 ExecutorConfig WithWorkerWishes(ExecutorConfig config, const WorkerInfo& worker) {
   config.send_history |= worker.wants_history;
   return config;
+}
+
+// Tokens of one sequence that the pools can hold; windowed ones hold every sequence.
+int64_t CapacityTokens(const WorkerInfo& worker) {
+  const KvGroup& first = worker.kv_groups.front();
+  if (first.windowed()) return std::numeric_limits<int64_t>::max();
+  return int64_t{first.num_blocks} * worker.tokens_per_block;
 }
 
 double Seconds(TimeNs ns) { return static_cast<double>(ns) * 1e-9; }
@@ -36,7 +44,7 @@ Engine::Engine(const ExecutorConfig& config, const WorkerInfo& worker,
       scheduler_(config_, KvOptions(config, worker)) {
   limits_.vocab_size = worker.vocab_size;
   limits_.max_seq_len = worker.max_seq_len;
-  limits_.kv_capacity_tokens = int64_t{worker.num_blocks} * worker.tokens_per_block;
+  limits_.kv_capacity_tokens = CapacityTokens(worker);
   limits_.max_prompt_tokens = config.enable_chunked_prefill ? 0 : config.max_num_tokens;
   limits_.tokens_per_block = worker.tokens_per_block;
   limits_.max_logprobs = config.max_logprobs;
@@ -45,7 +53,7 @@ Engine::Engine(const ExecutorConfig& config, const WorkerInfo& worker,
   InitHistograms(&counters_);
   counters_.max_num_seqs = config.max_num_seqs;
   counters_.tokens_per_block = worker.tokens_per_block;
-  counters_.kv_bytes = worker.bytes_per_block * worker.num_blocks;
+  counters_.kv_bytes = scheduler_.kv().total_bytes();
 }
 
 Engine::~Engine() = default;
@@ -394,7 +402,7 @@ std::vector<Event> Engine::TakeEvents() {
 
 void Engine::FillMetrics(MetricsSnapshot* m) const {
   *m = counters_;
-  const KvCache& kv = scheduler_.kv();
+  const KvGroups& kv = scheduler_.kv();
   m->running = static_cast<int32_t>(scheduler_.running().size());
   m->waiting = scheduler_.waiting().size();
   m->preempted = scheduler_.waiting().preempted();
@@ -404,6 +412,7 @@ void Engine::FillMetrics(MetricsSnapshot* m) const {
   m->kv_blocks_used = kv.num_used();
   m->kv_blocks_cached = kv.num_cached();
   m->kv_blocks_free = kv.num_free();
+  m->kv_bytes_used = kv.used_bytes();
   m->kv_evicted_blocks = kv.num_evicted();
   m->preemptions = scheduler_.preemptions();
 }

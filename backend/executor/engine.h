@@ -27,6 +27,7 @@ namespace slipstream {
 // it in service; tests and simulations drive it directly.
 class Engine {
  public:
+  // CheckKvGroups must have accepted the worker.
   Engine(const ExecutorConfig& config, const WorkerInfo& worker,
          std::shared_ptr<const TokenTable> token_table);
   ~Engine();
@@ -63,8 +64,9 @@ class Engine {
   bool idle() const { return requests_.empty() && in_flight_.empty(); }
   void FillMetrics(MetricsSnapshot* snapshot) const;
   MetricsSnapshot& counters() { return counters_; }
+  // Of the full group; a model without one has no events.
   void set_kv_event_sink(std::function<void(const PrefixTree::KvEvent&)> sink) {
-    scheduler_.kv().tree().set_event_sink(std::move(sink));
+    if (scheduler_.kv().full()) scheduler_.kv().full()->tree().set_event_sink(std::move(sink));
   }
 
   // Empty when every invariant holds, else the first that does not.

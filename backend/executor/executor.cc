@@ -16,6 +16,12 @@
 namespace slipstream {
 namespace {
 
+std::string Offer(const WorkerInfo& info) {
+  std::string text = "a vocabulary of " + std::to_string(info.vocab_size) + " and";
+  for (const KvGroup& group : info.kv_groups) text += " " + std::to_string(group.num_blocks);
+  return text + " KV blocks of " + std::to_string(info.tokens_per_block) + " tokens";
+}
+
 constexpr TimeNs kMillisecond = 1000000;
 constexpr int kMaxBackOffMs = 10000;
 constexpr int kMaxWaitMs = 1000;  // no sleep is longer
@@ -100,6 +106,8 @@ Status Executor::Load(const WorkerPort::Progress& progress) {
   if (wake_fd_ < 0) return Status::Internal("eventfd: out of file descriptors");
   auto info = port_->Start(progress);
   if (!info.ok()) return info.status();
+  const Status pools = CheckKvGroups(*info, config_);
+  if (!pools.ok()) return pools;
   worker_info_ = std::move(*info);
   if (!worker_info_.token_table.empty()) {
     auto table = TokenTable::FromMsgpack(worker_info_.token_table);
@@ -319,15 +327,10 @@ void Executor::AdvanceRecovery(TimeNs now) {
     auto info = port_->Start(nullptr);
     Status status = info.ok() ? Status::Ok() : info.status();
     if (info.ok() && (info->vocab_size != worker_info_.vocab_size ||
-                      info->num_blocks < worker_info_.num_blocks ||
+                      !CanReplace(worker_info_.kv_groups, info->kv_groups) ||
                       info->tokens_per_block != worker_info_.tokens_per_block)) {
-      status = Status::Internal("the restarted worker offers a vocabulary of " +
-                                std::to_string(info->vocab_size) + " and " +
-                                std::to_string(info->num_blocks) + " KV blocks of " +
-                                std::to_string(info->tokens_per_block) + " tokens; it had " +
-                                std::to_string(worker_info_.vocab_size) + " and " +
-                                std::to_string(worker_info_.num_blocks) + " of " +
-                                std::to_string(worker_info_.tokens_per_block));
+      status = Status::Internal("the restarted worker offers " + Offer(*info) + "; it had " +
+                                Offer(worker_info_));
     }
     {
       std::lock_guard<std::mutex> lock(inbox_->mutex);

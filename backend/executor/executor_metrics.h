@@ -33,12 +33,14 @@ struct MetricsSnapshot {
   int32_t generation_requests = 0;
   int32_t context_tokens = 0;  // prompt tokens in the last step
   int32_t step_in_flight = 0;
+  // KV blocks of the full group, or of the first where a model has none.
   int32_t kv_blocks_total = 0;
   int32_t kv_blocks_used = 0;    // referenced by live sequences
   int32_t kv_blocks_cached = 0;  // reusable, referenced by none
   int32_t kv_blocks_free = 0;    // total - used - cached
   int32_t tokens_per_block = 0;
-  int64_t kv_bytes = 0;
+  int64_t kv_bytes = 0;       // of all groups
+  int64_t kv_bytes_used = 0;  // likewise
   // Counters.
   uint64_t steps = 0;
   uint64_t requests_accepted = 0;

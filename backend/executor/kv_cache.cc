@@ -32,6 +32,14 @@ KvCache::Match KvCache::Lookup(uint64_t salt, const std::vector<BlockHash>& hash
   return match;
 }
 
+void KvCache::Truncate(int32_t num_blocks, Match* match) const {
+  match->partial = {};
+  while (static_cast<int32_t>(match->nodes.size()) > num_blocks) {
+    if (blocks_.refs(tree_.block(match->nodes.back())) == 0) --match->idle_blocks;
+    match->nodes.pop_back();
+  }
+}
+
 void KvCache::Open(uint64_t salt, const Match& match, KvSpan* span) {
   assert(!span->active() && span->blocks.empty());
   span->root = tree_.PinRoot(salt);
@@ -67,11 +75,10 @@ bool KvCache::Grow(int32_t num_blocks, TimeNs now, KvSpan* span) {
   return true;
 }
 
-void KvCache::Store(const int32_t* block_tokens, PrefixTree::Retain retain, uint64_t step,
-                    KvSpan* span) {
+void KvCache::Store(const BlockHash& hash, const int32_t* block_tokens, PrefixTree::Retain retain,
+                    uint64_t step, KvSpan* span) {
   if (span->detached) return;
   const size_t i = span->nodes.size();
-  const BlockHash& hash = span->hashes[i];
   if (tree_.Find(hash) != PrefixTree::kNone) {
     span->detached = true;
     return;

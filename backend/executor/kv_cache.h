@@ -20,7 +20,6 @@ struct KvSpan {
   PrefixTree::NodeId root = PrefixTree::kNone;  // pinned while the span is in use
   std::vector<int32_t> blocks;
   std::vector<PrefixTree::NodeId> nodes;
-  std::vector<BlockHash> hashes;  // of the sequence's full blocks, as far as known
   // A twin of the next block is in the tree already (another sequence computed the same tokens at
   // the same time), so that ours and all that follow stay out of it.
   bool detached = false;
@@ -28,7 +27,8 @@ struct KvSpan {
   bool active() const { return root != PrefixTree::kNone; }
 };
 
-// The KV pool and its prefix tree: what a sequence needs of them. Owner: the executor's thread.
+// The pool of the full group and its prefix tree: what a sequence needs of them. Owner: the
+// executor's thread.
 class KvCache {
  public:
   struct Options {
@@ -61,14 +61,17 @@ class KvCache {
   // Appends the node that holds the next full block, if another sequence computed it meanwhile.
   bool ExtendShared(const BlockHash& hash, KvSpan* span);
   // Raises the retention of the span's stored block i.
-  void Retain(int32_t i, PrefixTree::Retain retain, KvSpan* span) {
-    tree_.Raise(span->nodes[i], retain);
+  void Retain(int32_t i, PrefixTree::Retain retain, const KvSpan& span) {
+    tree_.Raise(span.nodes[i], retain);
   }
+  // Shortens a match to its first `num_blocks` blocks.
+  void Truncate(int32_t num_blocks, Match* match) const;
   // Grows the span to `num_blocks` blocks, evicting idle ones as needed; false and unchanged if
   // that many cannot be had.
   bool Grow(int32_t num_blocks, TimeNs now, KvSpan* span);
   // Offers the span's next own block, now full of known tokens, for reuse.
-  void Store(const int32_t* block_tokens, PrefixTree::Retain retain, uint64_t step, KvSpan* span);
+  void Store(const BlockHash& hash, const int32_t* block_tokens, PrefixTree::Retain retain,
+             uint64_t step, KvSpan* span);
   // Gives everything back; stored blocks stay cached.
   void Close(KvSpan* span);
   // After the worker lost its memory; no span may be open.

@@ -90,7 +90,7 @@ struct RequestSpec {
 struct RequestLimits {
   int32_t vocab_size = 0;
   int32_t max_seq_len = 0;         // prompt + generated tokens
-  int64_t kv_capacity_tokens = 0;  // the whole block pool; a longer request can never run
+  int64_t kv_capacity_tokens = 0;  // the full group's pool; a longer request can never run
   int32_t max_prompt_tokens = 0;   // without chunked prefill: the step's token budget; else 0
   int32_t tokens_per_block = 32;
   int32_t max_logprobs = 64;

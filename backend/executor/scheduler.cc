@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
+
+#include "executor/admit_record.h"
 
 namespace slipstream {
 namespace {
@@ -16,18 +17,6 @@ constexpr int32_t kMaxLookupsPerStep = 4096;
 
 bool Before(const Sequence* a, const Sequence* b) {
   return a->rank != b->rank ? a->rank < b->rank : a->order < b->order;
-}
-
-uint32_t AppendAux(const std::vector<int32_t>& values, StepPlan* plan) {
-  const auto offset = static_cast<uint32_t>(plan->aux.size());
-  plan->aux.insert(plan->aux.end(), values.begin(), values.end());
-  return offset;
-}
-
-uint32_t FloatBits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
 }
 
 }  // namespace
@@ -42,10 +31,11 @@ struct Scheduler::Building {
   bool short_of_blocks = false;
 };
 
-Scheduler::Scheduler(const ExecutorConfig& config, const KvCache::Options& kv)
+Scheduler::Scheduler(const ExecutorConfig& config, const KvGroups::Options& kv)
     : config_(config), kv_(kv), waiting_(config.priority_ageing_ms) {
   for (int32_t slot = config.max_num_seqs - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   running_.reserve(config.max_num_seqs);
+  later_groups_.resize(kv_.num_groups() - 1);
 }
 
 void Scheduler::Enqueue(Sequence* sequence) { waiting_.Push(sequence); }
@@ -55,10 +45,18 @@ void Scheduler::Build(uint64_t step_id, TimeNs now, StepPlan* plan,
   plan->Clear();
   entries->clear();
   plan->step_id = step_id;
+  plan->num_groups = static_cast<uint32_t>(kv_.num_groups());
   Building b{step_id, now, plan, entries, config_.max_num_tokens};
+  if (!kv_.windows().empty()) {
+    for (Sequence* s : running_) kv_.ReleaseUnseen(&s->kv);
+  }
   ScheduleRunning(&b, /*decodes=*/true);
   ScheduleRunning(&b, /*decodes=*/false);
   if (!b.short_of_blocks) AdmitWaiting(&b);
+  for (std::vector<int32_t>& ids : later_groups_) {
+    plan->new_block_ids.insert(plan->new_block_ids.end(), ids.begin(), ids.end());
+    ids.clear();
+  }
   if (plan->empty()) return;
   plan->retired.swap(retired_);
   retired_.clear();
@@ -155,26 +153,64 @@ void Scheduler::Restart() {
   kv_.Forget();
 }
 
+// Full blocks that running sequences may still need.
 int64_t Scheduler::ReservedBlocks() const {
   int64_t reserved = 0;
   for (const Sequence* s : running_) {
-    if (s->finished()) continue;
-    reserved += kv_.BlocksFor(s->limit) - static_cast<int32_t>(s->kv.blocks.size());
+    if (!s->finished()) reserved += kv_.BlocksFor(s->limit) - s->kv.num_blocks;
   }
   return reserved;
 }
 
-bool Scheduler::FitsWithoutEviction(const Sequence& sequence, const KvCache::Match& match,
-                                    int32_t first_chunk) const {
-  const auto matched = static_cast<int32_t>(match.nodes.size());
-  const int64_t left = kv_.num_available() - match.idle_blocks;
-  if (config_.policy == SchedulerPolicy::kGuaranteedNoEvict) {
-    return kv_.BlocksFor(sequence.limit) - matched + ReservedBlocks() <= left;
-  }
+bool Scheduler::Fits(const Sequence& sequence, const KvGroups::Match& match,
+                     int32_t first_chunk_end) const {
+  const bool no_evict = config_.policy == SchedulerPolicy::kGuaranteedNoEvict;
   // Room for everything known, not just the first chunk: half-admitted prompts would only take
   // blocks from each other.
-  const int32_t known = std::max(sequence.num_tokens(), first_chunk);
-  return kv_.BlocksFor(std::min(known, sequence.limit)) - matched <= left;
+  const int32_t known = std::max(sequence.num_tokens(), first_chunk_end);
+  const int32_t wanted = kv_.BlocksFor(no_evict ? sequence.limit : std::min(known, sequence.limit));
+  if (kv_.full()) {
+    const int64_t left = kv_.full()->num_available() - match.full.idle_blocks;
+    const int64_t reserved = no_evict ? ReservedBlocks() : 0;
+    if (wanted - match.num_blocks + reserved > left) return false;
+  }
+  const int32_t chunk = first_chunk_end - match.num_blocks * kv_.tokens_per_block();
+  for (size_t g = 0; g < kv_.windows().size(); ++g) {
+    const WindowCache& window = kv_.windows()[g];
+    if (no_evict) {
+      if (!WindowsFit(g, sequence)) return false;
+      continue;
+    }
+    const int32_t held = std::min(wanted, window.WindowBlocks() + kv_.BlocksFor(chunk));
+    const KvGroups::WindowMatch& found = match.windows[g];
+    if (held - found.blocks > window.num_available() - found.idle_blocks) return false;
+  }
+  return true;
+}
+
+// Whether a windowed group's pool suffices for all running sequences and one more, to their ends.
+// Before a step each holds at most its window and the block it is in; the chunks of one step
+// together add no more than the token budget. Blocks that sequences share count for each of them:
+// each will need its own when its window moves on.
+bool Scheduler::WindowsFit(size_t group, const Sequence& sequence) const {
+  const WindowCache& window = kv_.windows()[group];
+  const int64_t most = window.WindowBlocks() + 1;
+  int64_t held = 0, growth = 0;
+  const auto add = [&](const Sequence& s) {
+    const int64_t limit = kv_.BlocksFor(s.limit);
+    held += std::min(limit, most);
+    growth += std::max<int64_t>(limit - most, 0);
+  };
+  add(sequence);
+  for (const Sequence* s : running_) {
+    if (s->finished()) {
+      held += s->kv.windows[group].held();
+    } else {
+      add(*s);
+    }
+  }
+  growth = std::min<int64_t>(growth, config_.max_num_tokens / kv_.tokens_per_block());
+  return held + growth <= window.num_total();
 }
 
 // Under max_utilization a waiting sequence displaces a running one of a lower class. Ranks only
@@ -201,46 +237,34 @@ bool Scheduler::Admit(Sequence* s, Building* b) {
   // The last token is always computed: its logits are what the first sample is drawn from.
   const bool reuse = !s->spec().return_context_logits || s->context_logits_done;
   const RequestSpec& spec = s->spec();
-  KvCache::Match match;
   if (reuse) {
     ExtendBlockHashes(spec.cache_salt, s->tokens.data(), s->num_tokens(), kv_.tokens_per_block(),
                       &s->kv.hashes);
-    match = kv_.Lookup(spec.cache_salt, s->kv.hashes, s->tokens.data(), s->num_tokens() - 1,
-                       b->step_id);
-    b->lookups -= static_cast<int32_t>(match.nodes.size()) + 1;
   }
-  const int32_t bs = kv_.tokens_per_block();
-  const int32_t cached = static_cast<int32_t>(match.nodes.size()) * bs + match.partial.num_tokens;
+  const KvGroups::Match match = kv_.Lookup(spec.cache_salt, s->kv.hashes, s->tokens.data(),
+                                           reuse ? s->num_tokens() - 1 : 0, b->step_id);
+  if (reuse) b->lookups -= match.lookups;
+  const int32_t cached = match.num_blocks * kv_.tokens_per_block() + match.partial_tokens();
   const int32_t todo = s->num_tokens() - cached;
   // Without chunking a prompt must fit whole; one that grew beyond the budget (resumed after
   // preemption) is still cut up, or it could never run again.
   const bool whole = !config_.enable_chunked_prefill && todo <= config_.max_num_tokens;
   if (whole && todo > b->budget) return false;
-  if (!FitsWithoutEviction(*s, match, cached + std::min(todo, b->budget))) return false;
-  const int32_t source = match.partial.num_tokens > 0 ? kv_.block_of(match.partial.source) : -1;
+  if (!Fits(*s, match, cached + std::min(todo, b->budget))) return false;
   waiting_.Remove(s);
   s->rank = waiting_.RankOf(*s, b->now);
-  kv_.Open(spec.cache_salt, match, &s->kv);
-  RetainReused(s, 0, b->now);
-  if (!reuse) s->kv.detached = true;
-  if (source >= 0) {
-    const bool grown = kv_.Grow(static_cast<int32_t>(s->kv.blocks.size()) + 1, b->now, &s->kv);
-    assert(grown);
-    (void)grown;
-    b->plan->copies.push_back({source, s->kv.blocks.back(), match.partial.num_tokens});
-  }
+  OpenBlocks(s, match, reuse, b);
   s->scheduled = cached;
-  s->announced = 0;
   s->slot = free_slots_.back();
   free_slots_.pop_back();
   s->state = Sequence::State::kRunning;
   if (!s->admitted_before) {
     s->perf.first_scheduled_ns = b->now;
     s->cached_tokens = cached;
-    s->perf.kv_reused_blocks = static_cast<int32_t>(match.nodes.size());
+    s->perf.kv_reused_blocks = match.num_blocks;
   }
   running_.insert(std::upper_bound(running_.begin(), running_.end(), s, Before), s);
-  FillAdmitRecord(*s, b->plan);
+  AddAdmitRecord(*s, config_.send_history, b->plan);
   const bool scheduled = ScheduleChunk(s, b);
   s->admitted_before = true;
   assert(scheduled);
@@ -248,17 +272,30 @@ bool Scheduler::Admit(Sequence* s, Building* b) {
   return true;
 }
 
+void Scheduler::OpenBlocks(Sequence* s, const KvGroups::Match& match, bool share, Building* b) {
+  const int32_t partial = match.partial_tokens();
+  const int32_t source = partial > 0 ? kv_.full()->block_of(match.full.partial.source) : -1;
+  kv_.Open(s->spec().cache_salt, match, share, &s->kv);
+  RetainReused(s, 0, b->now);
+  if (source < 0) return;
+  const int32_t cached = match.num_blocks * kv_.tokens_per_block() + partial;
+  const bool grown = kv_.Advance(cached, cached, b->now, &s->kv);
+  assert(grown);
+  (void)grown;
+  b->plan->copies.push_back({source, s->kv.full.blocks.back(), partial});
+}
+
 // While the next block is one that another sequence fills (maybe in this very step), take it
 // instead of computing it again: prompts that arrive together share their prefix.
 void Scheduler::ShareAhead(Sequence* s, int32_t* shared_tokens, Building* b) {
   const int32_t bs = kv_.tokens_per_block();
-  while (s->scheduled % bs == 0 && s->kv.nodes.size() == s->kv.blocks.size() &&
-         s->scheduled / bs == static_cast<int32_t>(s->kv.nodes.size()) &&
-         s->scheduled + bs < s->num_tokens() && b->lookups > 0) {
-    const size_t next = s->kv.nodes.size();
-    if (next >= s->kv.hashes.size()) return;
+  while (s->scheduled % bs == 0 && s->kv.stored == s->kv.num_blocks &&
+         s->scheduled / bs == s->kv.num_blocks && s->scheduled + bs < s->num_tokens() &&
+         b->lookups > 0) {
+    const int32_t next = s->kv.stored;
+    if (next >= static_cast<int32_t>(s->kv.hashes.size())) return;
     --b->lookups;
-    if (!kv_.ExtendShared(s->kv.hashes[next], &s->kv)) return;
+    if (!kv_.ExtendShared(&s->kv)) return;
     RetainReused(s, next, b->now);
     s->scheduled += bs;
     *shared_tokens += bs;
@@ -278,7 +315,7 @@ bool Scheduler::ScheduleChunk(Sequence* s, Building* b) {
   // An inner chunk ends with a block, so that others can share it and continue from there.
   const int32_t over = (s->scheduled + chunk) % bs;
   if (chunk < s->remaining() && chunk > over) chunk -= over;
-  if (!kv_.Grow(kv_.BlocksFor(s->scheduled + chunk), b->now, &s->kv)) return false;
+  if (!kv_.Advance(s->scheduled, s->scheduled + chunk, b->now, &s->kv)) return false;
   AppendToPlan(s, chunk, b);
   return true;
 }
@@ -291,7 +328,6 @@ void Scheduler::AppendToPlan(Sequence* s, int32_t chunk, Building* b) {
   plan.slot.push_back(static_cast<uint32_t>(s->slot));
   plan.num_tokens.push_back(static_cast<uint32_t>(chunk));
   plan.first_position.push_back(static_cast<uint32_t>(s->scheduled));
-  plan.num_new_blocks.push_back(static_cast<uint32_t>(s->kv.blocks.size()) - s->announced);
   plan.flags.push_back((samples ? kSeqSample : 0u) | (context ? kSeqContextLogits : 0u));
   const int32_t end = s->scheduled + chunk;
   const int32_t host_end = std::min(end, known);
@@ -300,8 +336,7 @@ void Scheduler::AppendToPlan(Sequence* s, int32_t chunk, Building* b) {
                           s->tokens.begin() + host_end);
   }
   if (end > known) plan.token_ids.push_back(kTokenFromSlot);
-  plan.new_block_ids.insert(plan.new_block_ids.end(), s->kv.blocks.begin() + s->announced,
-                            s->kv.blocks.end());
+  AppendNewBlocks(s, &plan);
   b->entries->push_back({s, chunk, samples, context});
   b->budget -= chunk;
   s->scheduled = end;
@@ -309,17 +344,29 @@ void Scheduler::AppendToPlan(Sequence* s, int32_t chunk, Building* b) {
   ++s->in_flight;
   s->pending += samples ? 1 : 0;
   if (context && end >= s->prompt_len) s->context_logits_done = true;
-  s->perf.kv_alloc_total_blocks += static_cast<int32_t>(s->kv.blocks.size() - s->announced);
-  s->announced = static_cast<uint32_t>(s->kv.blocks.size());
-  s->perf.kv_alloc_new_blocks = s->perf.kv_alloc_total_blocks - s->perf.kv_reused_blocks;
   StoreFullBlocks(s, b->now);
 }
 
+void Scheduler::AppendNewBlocks(Sequence* s, StepPlan* plan) {
+  SequenceKv& kv = s->kv;
+  const int32_t count = kv.num_blocks - kv.announced;
+  plan->num_new_blocks.push_back(static_cast<uint32_t>(count));
+  if (count == 0) return;
+  for (int32_t group = 0; group < kv_.num_groups(); ++group) {
+    const std::vector<int32_t>& table = kv_.Table(group, kv);
+    // Groups follow each other in the plan: all but the first wait until the plan is complete.
+    std::vector<int32_t>& ids = group == 0 ? plan->new_block_ids : later_groups_[group - 1];
+    ids.insert(ids.end(), table.begin() + kv.announced, table.end());
+  }
+  kv.announced = kv.num_blocks;
+  s->perf.kv_alloc_total_blocks += count;
+  s->perf.kv_alloc_new_blocks = s->perf.kv_alloc_total_blocks - s->perf.kv_reused_blocks;
+}
+
 // Blocks that others stored stay at least as long as this request asks for.
-void Scheduler::RetainReused(Sequence* s, size_t first, TimeNs now) {
+void Scheduler::RetainReused(Sequence* s, int32_t first, TimeNs now) {
   if (s->spec().retention.prompt.empty()) return;
-  for (size_t i = first; i < s->kv.nodes.size(); ++i) {
-    const auto block = static_cast<int32_t>(i);
+  for (int32_t block = first; block < s->kv.stored; ++block) {
     kv_.Retain(block, RetainFor(*s, block * kv_.tokens_per_block(), now), &s->kv);
   }
 }
@@ -327,12 +374,11 @@ void Scheduler::RetainReused(Sequence* s, size_t first, TimeNs now) {
 void Scheduler::StoreFullBlocks(Sequence* s, TimeNs now) {
   const int32_t bs = kv_.tokens_per_block();
   const int32_t full = std::min(s->scheduled, s->num_tokens()) / bs;
-  if (s->kv.detached || static_cast<int32_t>(s->kv.nodes.size()) >= full) return;
+  if (s->kv.stored >= full || !kv_.Stores(s->kv)) return;
   ExtendBlockHashes(s->spec().cache_salt, s->tokens.data(), full * bs, bs, &s->kv.hashes);
-  while (!s->kv.detached && static_cast<int32_t>(s->kv.nodes.size()) < full) {
-    const auto i = static_cast<int32_t>(s->kv.nodes.size());
-    kv_.Store(&s->tokens[static_cast<size_t>(i) * bs], RetainFor(*s, i * bs, now), s->last_step,
-              &s->kv);
+  while (s->kv.stored < full && kv_.Stores(s->kv)) {
+    const int32_t first = s->kv.stored * bs;
+    kv_.StoreNext(&s->tokens[first], RetainFor(*s, first, now), s->last_step, &s->kv);
   }
 }
 
@@ -354,65 +400,19 @@ PrefixTree::Retain Scheduler::RetainFor(const Sequence& s, int32_t position, Tim
   return {};
 }
 
-void Scheduler::FillAdmitRecord(const Sequence& s, StepPlan* plan) const {
-  const RequestSpec& spec = s.spec();
-  const SamplingParams& p = spec.sampling;
-  AdmitRecord r{};
-  r.seed = Mix64(p.seed, static_cast<uint64_t>(s.index));
-  r.slot = static_cast<uint32_t>(s.slot);
-  r.temperature = p.temperature;
-  r.top_k = p.top_k;
-  r.top_p = p.top_p;
-  r.min_p = p.min_p;
-  r.top_p_decay = p.top_p_decay;
-  r.top_p_min = p.top_p_min;
-  r.top_p_reset_id = p.top_p_reset_id;
-  r.repetition_penalty = p.repetition_penalty;
-  r.presence_penalty = p.presence_penalty;
-  r.frequency_penalty = p.frequency_penalty;
-  r.prompt_ignore_length = p.prompt_ignore_length;
-  r.min_tokens = p.min_tokens;
-  r.num_logprobs = spec.num_logprobs;
-  r.prompt_len = s.prompt_len;
-  r.flags = spec.return_generation_logits ? kAdmitGenerationLogits : 0u;
-  if (s.request->request.needs_history() || config_.send_history) {
-    r.flags |= kAdmitHistory;
-    r.history_offset = AppendAux(s.tokens, plan);
-    r.history_len = static_cast<uint32_t>(s.num_tokens());
-  }
-  r.end_ids_offset = AppendAux(spec.end_ids, plan);
-  r.end_ids_len = static_cast<uint32_t>(spec.end_ids.size());
-  r.bad_words_offset = static_cast<uint32_t>(plan->aux.size());
-  if (!spec.bad_words.empty()) {
-    plan->aux.push_back(static_cast<int32_t>(spec.bad_words.size()));
-    for (const auto& word : spec.bad_words) {
-      plan->aux.push_back(static_cast<int32_t>(word.size()));
-      AppendAux(word, plan);
-    }
-  }
-  r.bad_words_len = static_cast<uint32_t>(plan->aux.size()) - r.bad_words_offset;
-  r.bias_offset = static_cast<uint32_t>(plan->aux.size());
-  for (const auto& [id, bias] : spec.logit_bias) {
-    plan->aux.push_back(id);
-    plan->aux.push_back(static_cast<int32_t>(FloatBits(bias)));
-  }
-  r.bias_len = static_cast<uint32_t>(plan->aux.size()) - r.bias_offset;
-  plan->admitted.push_back(r);
-}
-
 std::string Scheduler::CheckIntegrity(const std::vector<const Sequence*>& leaving) const {
-  std::vector<const KvSpan*> spans;
+  std::vector<const SequenceKv*> active;
   for (const Sequence* s : running_) {
     if (s->slot < 0) return "a running sequence has no slot";
-    if (!s->kv.active()) return "a running sequence has no blocks";
-    if (s->scheduled > static_cast<int32_t>(s->kv.blocks.size()) * kv_.tokens_per_block()) {
+    if (!s->kv.active) return "a running sequence has no blocks";
+    if (s->scheduled > s->kv.num_blocks * kv_.tokens_per_block()) {
       return "a sequence computes positions beyond its blocks";
     }
     if (s->finished() && s->in_flight == 0) return "a finished sequence was not released";
-    spans.push_back(&s->kv);
+    active.push_back(&s->kv);
   }
   for (const Sequence* s : leaving) {
-    if (std::find(running_.begin(), running_.end(), s) == running_.end() && s->kv.active()) {
+    if (std::find(running_.begin(), running_.end(), s) == running_.end() && s->kv.active) {
       return "a sequence outside the running list holds blocks";
     }
   }
@@ -420,7 +420,7 @@ std::string Scheduler::CheckIntegrity(const std::vector<const Sequence*>& leavin
     return "running sequences + free slots != max_num_seqs";
   }
   if (!std::is_sorted(running_.begin(), running_.end(), Before)) return "running is not in order";
-  return kv_.CheckIntegrity(spans);
+  return kv_.CheckIntegrity(active);
 }
 
 }  // namespace slipstream

@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "executor/engine_config.h"
-#include "executor/kv_cache.h"
+#include "executor/kv_groups.h"
 #include "executor/sequence.h"
 #include "executor/step.h"
 #include "executor/waiting_queue.h"
@@ -29,7 +30,7 @@ struct ScheduledEntry {
 // (rank, arrival); the first in that order is never preempted and so always progresses.
 class Scheduler {
  public:
-  Scheduler(const ExecutorConfig& config, const KvCache::Options& kv);
+  Scheduler(const ExecutorConfig& config, const KvGroups::Options& kv);
 
   void Enqueue(Sequence* sequence);
 
@@ -49,8 +50,8 @@ class Scheduler {
 
   const std::vector<Sequence*>& running() const { return running_; }
   const WaitingQueue& waiting() const { return waiting_; }
-  KvCache& kv() { return kv_; }
-  const KvCache& kv() const { return kv_; }
+  KvGroups& kv() { return kv_; }
+  const KvGroups& kv() const { return kv_; }
   uint64_t preemptions() const { return preemptions_; }
 
   // `idle_spans`: finished sequences that still wait for a step in flight.
@@ -65,24 +66,26 @@ class Scheduler {
   bool ScheduleChunk(Sequence* sequence, Building* b);
   void ShareAhead(Sequence* sequence, int32_t* shared_tokens, Building* b);
   void AppendToPlan(Sequence* sequence, int32_t chunk, Building* b);
-  void RetainReused(Sequence* sequence, size_t first, TimeNs now);
+  void RetainReused(Sequence* sequence, int32_t first, TimeNs now);
   void StoreFullBlocks(Sequence* sequence, TimeNs now);
   bool MakeRoom(const Sequence* needy);
   bool Displace(Sequence* victim);
   bool DisplaceLowerClass(const Sequence& waiting, TimeNs now);
-  bool FitsWithoutEviction(const Sequence& sequence, const KvCache::Match& match,
-                           int32_t first_chunk) const;
-  void FillAdmitRecord(const Sequence& sequence, StepPlan* plan) const;
+  bool Fits(const Sequence& sequence, const KvGroups::Match& match, int32_t first_chunk_end) const;
+  bool WindowsFit(size_t group, const Sequence& sequence) const;
+  void OpenBlocks(Sequence* sequence, const KvGroups::Match& match, bool share, Building* b);
+  void AppendNewBlocks(Sequence* sequence, StepPlan* plan);
   void LeaveRunning(Sequence* sequence);
   int64_t ReservedBlocks() const;
   PrefixTree::Retain RetainFor(const Sequence& sequence, int32_t position, TimeNs now) const;
 
   const ExecutorConfig config_;
-  KvCache kv_;
+  KvGroups kv_;
   WaitingQueue waiting_;
   std::vector<Sequence*> running_;  // by (rank, order)
   std::vector<int32_t> free_slots_;
-  std::vector<uint32_t> retired_;  // slots given back since the last plan
+  std::vector<uint32_t> retired_;                   // slots given back since the last plan
+  std::vector<std::vector<int32_t>> later_groups_;  // new block ids of the plan, from group 1 on
   uint64_t preemptions_ = 0;
 };
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "executor/event.h"
-#include "executor/kv_cache.h"
+#include "executor/kv_groups.h"
 #include "executor/request.h"
 #include "executor/sequence_output.h"
 
@@ -47,12 +47,11 @@ struct Sequence {
   int32_t in_flight = 0;  // steps in flight that name this sequence
   int32_t slot = -1;
   uint64_t last_step = 0;  // the last step that named it
-  uint32_t announced = 0;  // blocks that the worker's block table has
   int32_t losses = 0;      // worker deaths it was in flight at since its last token
   uint64_t lost_step = 0;  // so that one death counts once
   bool admitted_before = false;
   bool context_logits_done = false;
-  KvSpan kv;
+  SequenceKv kv;
   SequenceOutput output;
   // Accounting.
   int32_t cached_tokens = 0;   // prompt tokens not computed thanks to reuse

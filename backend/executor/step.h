@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "executor/kv_group.h"
+
 namespace slipstream {
 
 // One step of the model, as the scheduler decided it and as it travels to the workers. The
@@ -15,7 +17,16 @@ namespace slipstream {
 // Plans are applied strictly in step_id order. Within a layer, the KV of every sequence of the step
 // is written before any attention of the step reads: a sequence may attend to blocks which another
 // sequence fills in the same step.
+//
+// Each KV group has its own pool of blocks, and each slot a block table per group, all of the same
+// length: entry i holds positions from i * tokens_per_block on. In a windowed group a slot holds
+// only blocks that it may still read. It gives up a block when all of it lies below what
+// - the position after its last chunk sees: from the step after that chunk's on;
+// - the first position of a chunk sees: from the step of that chunk on.
+// Other slots may be given the block in the first step that does without it. The worker is not
+// told: it reads what its masks let it see, and stale entries stay in its tables.
 
+inline constexpr int32_t kNoBlock = -1;  // windowed groups: an entry below all that the chunk sees
 inline constexpr int32_t kTokenFromSlot = -1;  // token id: "this slot's last sampled token"
 
 enum SeqFlags : uint32_t {
@@ -32,7 +43,7 @@ struct BlockCopy {
   int32_t src;
   int32_t dst;
   int32_t num_tokens;  // leading positions of the block to copy
-  int32_t reserved = 0;
+  int32_t group = 0;
 };
 static_assert(sizeof(BlockCopy) == 16);
 
@@ -68,14 +79,15 @@ static_assert(sizeof(AdmitRecord) == 104);
 
 struct StepPlan {
   uint64_t step_id = 0;
+  uint32_t num_groups = 1;
   // One entry per scheduled sequence; a slot occurs at most once.
   std::vector<uint32_t> slot;
   std::vector<uint32_t> num_tokens;      // >= 1
   std::vector<uint32_t> first_position;  // = tokens of this slot with KV already computed
-  std::vector<uint32_t> num_new_blocks;  // appended to the slot's block table before the forward
+  std::vector<uint32_t> num_new_blocks;  // appended to each table of the slot before the forward
   std::vector<uint32_t> flags;           // SeqFlags
   std::vector<int32_t> token_ids;        // sum(num_tokens); may be kTokenFromSlot
-  std::vector<int32_t> new_block_ids;    // sum(num_new_blocks)
+  std::vector<int32_t> new_block_ids;    // [num_groups, sum(num_new_blocks)]; may be kNoBlock
   std::vector<BlockCopy> copies;  // applied in order; a later copy may overwrite an earlier source
   std::vector<AdmitRecord> admitted;  // resets the slot: empty block table, fresh sampling state
   std::vector<uint32_t> retired;      // slots that no later plan names until admitted again
@@ -112,10 +124,9 @@ struct StepResult {
 struct WorkerInfo {
   int32_t vocab_size = 0;
   int32_t max_seq_len = 0;
-  int32_t num_blocks = 0;  // of the KV pool that the worker allocated
   int32_t tokens_per_block = 0;
-  int64_t bytes_per_block = 0;
-  std::vector<int32_t> end_ids;  // the checkpoint's own
+  std::vector<KvGroup> kv_groups;  // at least one; a full one comes first, and there is no second
+  std::vector<int32_t> end_ids;    // the checkpoint's own
   int32_t pad_id = -1;
   bool wants_history = false;  // send every sequence's tokens at admission
   std::string token_table;     // msgpack; empty = no text

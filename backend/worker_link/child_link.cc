@@ -176,4 +176,13 @@ std::vector<int32_t> MapReader::Ids(const char* key) {
   return ids;
 }
 
+std::vector<json> MapReader::Maps(const char* key) {
+  const json* value = Find(key, "a list of maps", [](const json& v) {
+    return v.is_array() &&
+           std::all_of(v.begin(), v.end(), [](const json& item) { return item.is_object(); });
+  });
+  if (value == nullptr) return {};
+  return {value->begin(), value->end()};
+}
+
 }  // namespace slipstream

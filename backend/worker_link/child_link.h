@@ -72,12 +72,14 @@ class MapReader {
   std::string String(const char* key);
   std::string Bytes(const char* key);
   std::vector<int32_t> Ids(const char* key);
+  std::vector<nlohmann::json> Maps(const char* key);
+  // Notes a fault that only the caller can see.
+  void Fail(const char* key, const std::string& problem);
 
   const Status& status() const { return status_; }
 
  private:
   const nlohmann::json* Find(const char* key, const char* type, bool (*is)(const nlohmann::json&));
-  void Fail(const char* key, const std::string& problem);
 
   const nlohmann::json& map_;
   const std::string what_;

@@ -32,8 +32,13 @@ void PlanChecker::Reset() {
   step_ = 0;
   live_slots_ = 0;
   slots_.clear();
-  blocks_.assign(limits_.num_blocks, {});
-  content_.assign(static_cast<size_t>(limits_.num_blocks) * limits_.tokens_per_block, 0);
+  last_slots_.clear();
+  pools_.clear();
+  for (const KvGroup& group : limits_.kv_groups) {
+    const auto blocks = static_cast<size_t>(group.num_blocks);
+    const size_t positions = blocks * static_cast<size_t>(limits_.tokens_per_block);
+    pools_.push_back({group, std::vector<BlockState>(blocks), std::vector<uint64_t>(positions)});
+  }
 }
 
 Status PlanChecker::Apply(const StepPlan& plan) {
@@ -41,6 +46,8 @@ Status PlanChecker::Apply(const StepPlan& plan) {
     Status status = CheckShape(plan);
     if (!status.ok()) return status;
     step_ = plan.step_id;
+    for (const uint32_t id : last_slots_) GiveUp(&slots_[id], slots_[id].computed);
+    last_slots_ = plan.slot;
     status = Retire(plan);
     for (size_t i = 0; status.ok() && i < plan.admitted.size(); ++i) {
       status = Admit(plan, plan.admitted[i]);
@@ -74,8 +81,11 @@ Status PlanChecker::CheckShape(const StepPlan& plan) const {
     return Broken("its arrays of sequences differ in length");
   }
   const auto tokens = std::accumulate(plan.num_tokens.begin(), plan.num_tokens.end(), uint64_t{0});
-  const auto blocks =
-      std::accumulate(plan.num_new_blocks.begin(), plan.num_new_blocks.end(), uint64_t{0});
+  if (plan.num_groups != pools_.size()) {
+    return Broken("it has " + Str(plan.num_groups) + " KV groups, the model " + Str(pools_.size()));
+  }
+  const uint64_t blocks = plan.num_groups * std::accumulate(plan.num_new_blocks.begin(),
+                                                            plan.num_new_blocks.end(), uint64_t{0});
   if (tokens != plan.token_ids.size() || blocks != plan.new_block_ids.size()) {
     return Broken("it has " + Str(plan.token_ids.size()) + " tokens and " +
                   Str(plan.new_block_ids.size()) + " new blocks, its sequences " + Str(tokens) +
@@ -88,14 +98,32 @@ Status PlanChecker::CheckShape(const StepPlan& plan) const {
   return Status::Ok();
 }
 
+// The slot's next chunk starts at `position`: it needs nothing below what that sees.
+void PlanChecker::GiveUp(CheckedSlot* slot, int32_t position) {
+  for (size_t group = 0; slot->live && group < pools_.size(); ++group) {
+    if (!pools_[group].group.windowed()) continue;
+    std::vector<int32_t>& blocks = slot->blocks[group];
+    // Back from the window until what was given up before.
+    const auto first = static_cast<int32_t>(blocks.size());
+    for (int32_t i = std::min(FirstBlock(group, position), first) - 1; i >= 0; --i) {
+      if (blocks[i] == kNoBlock) break;
+      --pools_[group].blocks[blocks[i]].holders;
+      blocks[i] = kNoBlock;
+    }
+  }
+}
+
 Status PlanChecker::Retire(const StepPlan& plan) {
   for (const uint32_t id : plan.retired) {
     if (id >= slots_.size() || !slots_[id].live) {
       return Broken("slot " + Str(id) + " is retired but not live");
     }
     CheckedSlot& slot = slots_[id];
-    for (const int32_t block : slot.blocks) --blocks_[block].holders;
-    slot.blocks.clear();
+    for (size_t group = 0; group < pools_.size(); ++group) {
+      for (const int32_t block : slot.blocks[group]) {
+        if (block != kNoBlock) --pools_[group].blocks[block].holders;
+      }
+    }
     slot.live = false;
     --live_slots_;
   }
@@ -118,7 +146,7 @@ Status PlanChecker::Admit(const StepPlan& plan, const AdmitRecord& record) {
   slot.sampled = false;
   slot.record = record;
   slot.tokens.assign(first, first + record.history_len);
-  slot.blocks.clear();
+  slot.blocks.assign(pools_.size(), {});
   slot.computed = 0;
   slot.fingerprint = kEmpty;
   slot.named_in = 0;
@@ -163,8 +191,8 @@ Status PlanChecker::CheckAux(const StepPlan& plan, const AdmitRecord& record) co
   return Status::Ok();
 }
 
-PlanChecker::BlockState& PlanChecker::Touch(int32_t block) {
-  BlockState& state = blocks_[block];
+PlanChecker::BlockState& PlanChecker::Touch(size_t group, int32_t block) {
+  BlockState& state = pools_[group].blocks[block];
   if (state.step != step_) {
     state.step = step_;
     state.appended = 0;
@@ -181,19 +209,38 @@ Status PlanChecker::AppendBlocks(const StepPlan& plan, const Entry& entry) {
   CheckedSlot& slot = slots_[id];
   if (slot.named_in == step_) return Broken("slot " + Str(id) + " is scheduled twice");
   slot.named_in = step_;
-  slot.old_blocks = static_cast<int32_t>(slot.blocks.size());
-  for (uint32_t i = 0; i < plan.num_new_blocks[entry.index]; ++i) {
-    const int32_t block = plan.new_block_ids[entry.first_block + i];
-    if (block < 0 || block >= limits_.num_blocks) {
-      return Broken("slot " + Str(id) + " gets block " + Str(block) + ", the pool has " +
-                    Str(limits_.num_blocks));
+  slot.old_blocks = static_cast<int32_t>(slot.blocks[0].size());
+  const auto first = static_cast<int32_t>(plan.first_position[entry.index]);
+  const size_t group_ids = plan.new_block_ids.size() / plan.num_groups;
+  for (size_t group = 0; group < pools_.size(); ++group) {
+    const size_t begin = group * group_ids + entry.first_block;
+    for (uint32_t i = 0; i < plan.num_new_blocks[entry.index]; ++i) {
+      const Status status = AppendBlock(group, id, plan.new_block_ids[begin + i], first);
+      if (!status.ok()) return status;
     }
-    BlockState& state = Touch(block);
-    ++state.holders;
-    ++state.appended;
-    slot.blocks.push_back(block);
   }
+  GiveUp(&slot, first);
   return CheckRange(plan, entry);
+}
+
+// `first`: where the slot's chunk starts.
+Status PlanChecker::AppendBlock(size_t group, uint32_t slot_id, int32_t block, int32_t first) {
+  std::vector<int32_t>& blocks = slots_[slot_id].blocks[group];
+  const bool unseen = static_cast<int32_t>(blocks.size()) < FirstBlock(group, first);
+  const int32_t num_blocks = pools_[group].group.num_blocks;
+  if (unseen && block != kNoBlock) {
+    return Broken("slot " + Str(slot_id) + " gets " + NameOf(group, block) + " below its window");
+  }
+  if (!unseen && (block < 0 || block >= num_blocks)) {
+    return Broken("slot " + Str(slot_id) + " gets " + NameOf(group, block) + ", the pool has " +
+                  Str(num_blocks));
+  }
+  blocks.push_back(block);
+  if (unseen) return Status::Ok();
+  BlockState& state = Touch(group, block);
+  ++state.holders;
+  ++state.appended;
+  return Status::Ok();
 }
 
 Status PlanChecker::CheckRange(const StepPlan& plan, const Entry& entry) const {
@@ -202,7 +249,8 @@ Status PlanChecker::CheckRange(const StepPlan& plan, const Entry& entry) const {
   const int64_t first = plan.first_position[entry.index];
   const int64_t count = plan.num_tokens[entry.index];
   const int64_t end = first + count;
-  const int64_t room = int64_t{limits_.tokens_per_block} * static_cast<int64_t>(slot.blocks.size());
+  const int64_t room =
+      int64_t{limits_.tokens_per_block} * static_cast<int64_t>(slot.blocks[0].size());
   const auto known = static_cast<int64_t>(slot.tokens.size());
   if (count < 1) return Broken(name + " is scheduled without tokens");
   if (end > room) {
@@ -231,21 +279,27 @@ Status PlanChecker::CheckRange(const StepPlan& plan, const Entry& entry) const {
 
 Status PlanChecker::Copy(const BlockCopy& copy) {
   const std::string name = "the copy of block " + Str(copy.src) + " to " + Str(copy.dst);
-  const auto in_pool = [&](int32_t block) { return block >= 0 && block < limits_.num_blocks; };
+  if (copy.group < 0 || copy.group >= static_cast<int32_t>(pools_.size())) {
+    return Broken(name + " is in group " + Str(copy.group) + " of " + Str(pools_.size()));
+  }
+  const auto group = static_cast<size_t>(copy.group);
+  const int32_t num_blocks = pools_[group].group.num_blocks;
+  const auto in_pool = [&](int32_t block) { return block >= 0 && block < num_blocks; };
   if (!in_pool(copy.src) || !in_pool(copy.dst)) {
-    return Broken(name + " leaves the pool of " + Str(limits_.num_blocks));
+    return Broken(name + " leaves the pool of " + Str(num_blocks));
   }
   if (copy.num_tokens < 1 || copy.num_tokens > limits_.tokens_per_block) {
     return Broken(name + " has " + Str(copy.num_tokens) + " positions, a block " +
                   Str(limits_.tokens_per_block));
   }
-  const BlockState& target = Touch(copy.dst);
+  const BlockState& target = Touch(group, copy.dst);
   if (target.holders > target.appended) {
     return Broken(name + " overwrites a block in use");
   }
   const auto size = static_cast<size_t>(limits_.tokens_per_block);
-  std::copy_n(content_.begin() + static_cast<ptrdiff_t>(copy.src * size), copy.num_tokens,
-              content_.begin() + static_cast<ptrdiff_t>(copy.dst * size));
+  const auto content = pools_[group].content.begin();
+  std::copy_n(content + static_cast<ptrdiff_t>(copy.src * size), copy.num_tokens,
+              content + static_cast<ptrdiff_t>(copy.dst * size));
   return Status::Ok();
 }
 
@@ -261,34 +315,39 @@ Status PlanChecker::Write(const StepPlan& plan, const Entry& entry) {
     }
   }
   const int32_t size = limits_.tokens_per_block;
-  for (int32_t index = first / size; index <= (end - 1) / size; ++index) {
-    const Status claimed = Claim(id, index, end);
-    if (!claimed.ok()) return claimed;
+  for (size_t group = 0; group < pools_.size(); ++group) {
+    for (int32_t index = first / size; index <= (end - 1) / size; ++index) {
+      const Status claimed = Claim(group, id, index, end);
+      if (!claimed.ok()) return claimed;
+    }
   }
   for (int32_t p = first; p < end; ++p) {
     const Status token = CheckToken(id, p, plan.token_ids[entry.first_token + (p - first)]);
     if (!token.ok()) return token;
     slot.fingerprint = Extend(slot.fingerprint, slot.tokens[p]);
-    Content(slot, p) = slot.fingerprint;
+    for (size_t group = 0; group < pools_.size(); ++group) {
+      Content(group, slot, p) = slot.fingerprint;
+    }
   }
   slot.computed = end;
   return Status::Ok();
 }
 
 // The slot writes to the index-th block of its table; its positions are computed up to `end`.
-Status PlanChecker::Claim(uint32_t slot_id, int32_t index, int32_t end) {
+Status PlanChecker::Claim(size_t group, uint32_t slot_id, int32_t index, int32_t end) {
   const CheckedSlot& slot = slots_[slot_id];
-  const int32_t block = slot.blocks[index];
-  const std::string name = "slot " + Str(slot_id) + " writes to block " + Str(block);
-  BlockState& state = Touch(block);
+  const int32_t block = slot.blocks[group][index];
+  const std::string name = "slot " + Str(slot_id) + " writes to " + NameOf(group, block);
+  BlockState& state = Touch(group, block);
   if (state.writer >= 0) return Broken(name + ", and so does slot " + Str(state.writer));
   state.writer = slot_id;
   const int32_t others_before = state.holders - state.appended - (index < slot.old_blocks ? 1 : 0);
   if (others_before > 0) {
-    return Broken(name + ", which " + OtherHolder(block, slot_id) + " holds");
+    return Broken(name + ", which " + OtherHolder(group, block, slot_id) + " holds");
   }
   if (state.holders > 1 && end < (index + 1) * limits_.tokens_per_block) {
-    return Broken(name + ", which " + OtherHolder(block, slot_id) + " shares before it is full");
+    return Broken(name + ", which " + OtherHolder(group, block, slot_id) +
+                  " shares before it is full");
   }
   return Status::Ok();
 }
@@ -312,25 +371,37 @@ Status PlanChecker::CheckGap(const Gap& gap) {
   uint64_t fingerprint = gap.fingerprint;
   for (int32_t p = gap.from; p < gap.to; ++p) {
     fingerprint = Extend(fingerprint, slot.tokens[p]);
-    if (Content(slot, p) != fingerprint) {
-      return Broken("slot " + Str(gap.slot) + " starts at position " + Str(gap.to) +
-                    ", but block " + Str(slot.blocks[p / limits_.tokens_per_block]) +
-                    " does not hold the KV of its tokens at position " + Str(p));
+    for (size_t group = 0; group < pools_.size(); ++group) {
+      if (p < pools_[group].group.FirstVisible(gap.to)) continue;
+      if (Content(group, slot, p) == fingerprint) continue;
+      const int32_t block = slot.blocks[group][p / limits_.tokens_per_block];
+      return Broken("slot " + Str(gap.slot) + " starts at position " + Str(gap.to) + ", but " +
+                    NameOf(group, block) + " does not hold the KV of its tokens at position " +
+                    Str(p));
     }
   }
   return Status::Ok();
 }
 
-uint64_t& PlanChecker::Content(const CheckedSlot& slot, int32_t position) {
+uint64_t& PlanChecker::Content(size_t group, const CheckedSlot& slot, int32_t position) {
   const int32_t size = limits_.tokens_per_block;
-  return content_[static_cast<size_t>(slot.blocks[position / size]) * size + position % size];
+  const auto block = static_cast<size_t>(slot.blocks[group][position / size]);
+  return pools_[group].content[block * size + position % size];
 }
 
-std::string PlanChecker::OtherHolder(int32_t block, uint32_t slot) const {
+int32_t PlanChecker::FirstBlock(size_t group, int32_t position) const {
+  return pools_[group].group.FirstVisible(position) / limits_.tokens_per_block;
+}
+
+std::string PlanChecker::NameOf(size_t group, int32_t block) const {
+  return "block " + Str(block) + (pools_.size() > 1 ? " of group " + Str(group) : "");
+}
+
+std::string PlanChecker::OtherHolder(size_t group, int32_t block, uint32_t slot) const {
   for (size_t id = 0; id < slots_.size(); ++id) {
-    const auto& blocks = slots_[id].blocks;
-    if (id != slot && slots_[id].live &&
-        std::find(blocks.begin(), blocks.end(), block) != blocks.end()) {
+    if (id == slot || !slots_[id].live) continue;
+    const auto& blocks = slots_[id].blocks[group];
+    if (std::find(blocks.begin(), blocks.end(), block) != blocks.end()) {
       return "slot " + Str(id);
     }
   }

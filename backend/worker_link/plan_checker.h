@@ -16,12 +16,12 @@ struct CheckedSlot {
   bool live = false;
   bool sampled = false;  // the last of `tokens` was sampled since admission
   AdmitRecord record{};
-  std::vector<int32_t> tokens;  // prompt, then generated
-  std::vector<int32_t> blocks;
-  int32_t computed = 0;      // positions with KV
-  int32_t old_blocks = 0;    // blocks before the current step
-  uint64_t fingerprint = 0;  // of tokens[0, computed)
-  uint64_t named_in = 0;     // the last step that named the slot
+  std::vector<int32_t> tokens;               // prompt, then generated
+  std::vector<std::vector<int32_t>> blocks;  // a table per group; kNoBlock: given up, or not given
+  int32_t computed = 0;                      // positions with KV
+  int32_t old_blocks = 0;                    // blocks before the current step
+  uint64_t fingerprint = 0;                  // of tokens[0, computed)
+  uint64_t named_in = 0;                     // the last step that named the slot
 };
 
 // Holds plans to the contract of executor/step.h, the way a worker that trusts nothing would.
@@ -35,14 +35,16 @@ struct CheckedSlot {
 // blocks that are appended in this very step hold the positions between; its tokens are the known
 // ones, and "the slot's last token" is named only where that token belongs; blocks cover its
 // positions; a block has one writer, and is shared only once it is full; copies go into blocks
-// appended by this step; sampling happens only after the last known token.
+// appended by this step; sampling happens only after the last known token. In a windowed group all
+// this concerns what the sequence sees: blocks are taken for given up exactly when step.h says so,
+// and what is left out need only be there as far as it is seen.
 class PlanChecker {
  public:
   struct Limits {
     int32_t vocab_size = 0;
     int32_t max_seq_len = 0;
-    int32_t num_blocks = 0;
     int32_t tokens_per_block = 0;
+    std::vector<KvGroup> kv_groups;
     int32_t max_num_seqs = 0;    // 0 = none
     int32_t max_num_tokens = 0;  // 0 = none
   };
@@ -66,13 +68,18 @@ class PlanChecker {
   struct Entry {
     size_t index = 0;
     size_t first_token = 0;
-    size_t first_block = 0;
+    size_t first_block = 0;  // of each group's part
   };
   struct BlockState {
     int32_t holders = 0;   // live slots with this block in their table
     uint64_t step = 0;     // the last step that touched it: what the next two are of
     int32_t appended = 0;  // holders that got it in this step
     int64_t writer = -1;   // the slot that writes to it in this step
+  };
+  struct Pool {
+    KvGroup group;
+    std::vector<BlockState> blocks;
+    std::vector<uint64_t> content;  // [num_blocks, tokens_per_block]; 0 = never computed
   };
   // Positions that a sequence leaves out because their KV is said to be there.
   struct Gap {
@@ -84,29 +91,33 @@ class PlanChecker {
 
   Status CheckShape(const StepPlan& plan) const;
   Status CheckTotals(const StepPlan& plan) const;
+  void GiveUp(CheckedSlot* slot, int32_t position);
   Status Retire(const StepPlan& plan);
   Status Admit(const StepPlan& plan, const AdmitRecord& record);
   Status CheckAux(const StepPlan& plan, const AdmitRecord& record) const;
   Status AppendBlocks(const StepPlan& plan, const Entry& entry);
+  Status AppendBlock(size_t group, uint32_t slot_id, int32_t block, int32_t first);
   Status Copy(const BlockCopy& copy);
   Status Write(const StepPlan& plan, const Entry& entry);
   Status CheckRange(const StepPlan& plan, const Entry& entry) const;
   Status CheckToken(uint32_t slot_id, int32_t position, int32_t token) const;
-  Status Claim(uint32_t slot_id, int32_t index, int32_t end);
+  Status Claim(size_t group, uint32_t slot_id, int32_t index, int32_t end);
   Status CheckGap(const Gap& gap);
 
-  BlockState& Touch(int32_t block);
-  uint64_t& Content(const CheckedSlot& slot, int32_t position);
-  std::string OtherHolder(int32_t block, uint32_t slot) const;
+  BlockState& Touch(size_t group, int32_t block);
+  uint64_t& Content(size_t group, const CheckedSlot& slot, int32_t position);
+  int32_t FirstBlock(size_t group, int32_t position) const;
+  std::string NameOf(size_t group, int32_t block) const;
+  std::string OtherHolder(size_t group, int32_t block, uint32_t slot) const;
 
   const Limits limits_;
   uint64_t step_ = 0;  // the last one applied
   int32_t live_slots_ = 0;
   std::vector<CheckedSlot> slots_;
-  std::vector<BlockState> blocks_;
-  std::vector<uint64_t> content_;  // [num_blocks, tokens_per_block]; 0 = never computed
-  std::vector<Entry> entries_;     // of the current plan
-  std::vector<Gap> gaps_;          // likewise
+  std::vector<Pool> pools_;           // by group
+  std::vector<Entry> entries_;        // of the current plan
+  std::vector<Gap> gaps_;             // likewise
+  std::vector<uint32_t> last_slots_;  // that the plan before named
 };
 
 }  // namespace slipstream

@@ -13,22 +13,38 @@ namespace slipstream {
 namespace {
 
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
+constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
+
+KvGroup ReadGroup(MapReader* read) {
+  KvGroup group;
+  const std::string kind = read->String("kind");
+  if (!KvKindFromName(kind, &group.kind)) {
+    read->Fail("kind", "is '" + kind + "', must be full, sliding or chunked");
+  }
+  group.window = static_cast<int32_t>(read->Integer("window", 0, kInt32Max));
+  group.num_blocks = static_cast<int32_t>(read->Integer("num_blocks", 1, kInt32Max));
+  group.bytes_per_block = read->Integer("bytes_per_block", 0, kInt64Max);
+  return group;
+}
 
 StatusOr<WorkerInfo> ReadHello(const nlohmann::json& hello) {
   MapReader read(hello, "the worker's HELLO");
   WorkerInfo info;
   info.vocab_size = static_cast<int32_t>(read.Integer("vocab_size", 1, kInt32Max));
   info.max_seq_len = static_cast<int32_t>(read.Integer("max_seq_len", 1, kInt32Max));
-  info.num_blocks = static_cast<int32_t>(read.Integer("num_blocks", 1, kInt32Max));
   info.tokens_per_block = static_cast<int32_t>(read.Integer("tokens_per_block", 1, 65536));
-  info.bytes_per_block = read.Integer("bytes_per_block", 0, std::numeric_limits<int64_t>::max());
   info.end_ids = read.Ids("end_ids");
   info.pad_id = static_cast<int32_t>(read.Integer("pad_id", -1, kInt32Max));
   info.wants_history = read.Boolean("wants_history");
   info.token_table = read.Bytes("token_table");
   info.model_name = read.String("model_name");
   info.device = read.String("device");
-  info.weight_bytes = read.Integer("weight_bytes", 0, std::numeric_limits<int64_t>::max());
+  info.weight_bytes = read.Integer("weight_bytes", 0, kInt64Max);
+  for (const nlohmann::json& map : read.Maps("kv_groups")) {
+    MapReader group(map, "kv_groups in the worker's HELLO");
+    info.kv_groups.push_back(ReadGroup(&group));
+    if (!group.status().ok()) return group.status();
+  }
   if (!read.status().ok()) return read.status();
   return info;
 }
@@ -67,7 +83,7 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   }
   StatusOr<WorkerInfo> info = ReadHello(hello);
   if (!info.ok()) return info;
-  kv_cache_tokens_ = int64_t{info->num_blocks} * info->tokens_per_block;
+  kv_cache_tokens_ = int64_t{info->kv_groups.front().num_blocks} * info->tokens_per_block;
   link_ = std::move(link).value();
   const Status watched = WatchLink();
   if (!watched.ok()) {

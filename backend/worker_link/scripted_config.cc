@@ -58,6 +58,50 @@ Setter Ids(std::vector<int32_t>* target) {
   };
 }
 
+constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
+constexpr int64_t kLong = int64_t{1} << 52;
+constexpr int64_t kMaxBlocks = 1 << 24;
+
+Setter Kind(KvKind* target) {
+  return [=](const std::string& key, const json& value) {
+    if (value.is_string() && KvKindFromName(value.get<std::string>(), target)) return Status::Ok();
+    return Wrong(key, value, R"("full", "sliding" or "chunked")");
+  };
+}
+
+// Calls the setter of every key of the map; messages name the key after `prefix`.
+Status SetAll(const std::map<std::string, Setter>& setters, const json& map,
+              const std::string& prefix) {
+  for (const auto& [key, value] : map.items()) {
+    const auto setter = setters.find(key);
+    if (setter == setters.end()) {
+      return Status::InvalidArgument("scripted worker: unknown key '" + prefix + key + "'");
+    }
+    const Status status = setter->second(prefix + key, value);
+    if (!status.ok()) return status;
+  }
+  return Status::Ok();
+}
+
+Setter Groups(std::vector<KvGroup>* target) {
+  return [=](const std::string& key, const json& value) {
+    if (!value.is_array()) return Wrong(key, value, "a list of groups");
+    target->assign(value.size(), {});
+    for (size_t i = 0; i < value.size(); ++i) {
+      const std::string name = key + "[" + std::to_string(i) + "]";
+      if (!value[i].is_object()) return Wrong(name, value[i], "a map");
+      KvGroup& group = (*target)[i];
+      const Status status = SetAll({{"kind", Kind(&group.kind)},
+                                    {"window", Integer(&group.window, 1, kInt)},
+                                    {"num_blocks", Integer(&group.num_blocks, 1, kMaxBlocks)},
+                                    {"bytes_per_block", Integer(&group.bytes_per_block, 0, kLong)}},
+                                   value[i], name + ".");
+      if (!status.ok()) return status;
+    }
+    return Status::Ok();
+  };
+}
+
 Setter Rule(EmitRule* target) {
   return [=](const std::string& key, const json& value) {
     static const std::map<std::string, EmitRule> kRules = {
@@ -79,14 +123,13 @@ Setter FileContents(std::string* target) {
 }
 
 std::map<std::string, Setter> Setters(ScriptedWorkerConfig* c) {
-  constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
-  constexpr int64_t kLong = int64_t{1} << 52;
   return {
       {"vocab_size", Integer(&c->vocab_size, 1, kInt)},
       {"max_seq_len", Integer(&c->max_seq_len, 2, kInt)},
-      {"num_blocks", Integer(&c->num_blocks, 1, 1 << 24)},
+      {"num_blocks", Integer(&c->num_blocks, 1, kMaxBlocks)},
       {"tokens_per_block", Integer(&c->tokens_per_block, 1, 1024)},
       {"bytes_per_block", Integer(&c->bytes_per_block, 0, kLong)},
+      {"kv_groups", Groups(&c->kv_groups)},
       {"end_ids", Ids(&c->end_ids)},
       {"pad_id", Integer(&c->pad_id, -1, kInt)},
       {"model_name", Text(&c->model_name)},
@@ -126,10 +169,22 @@ Status CheckTogether(const ScriptedWorkerConfig& c) {
     return Status::InvalidArgument("scripted worker: end_after is " + std::to_string(c.end_after) +
                                    ", but end_ids is empty");
   }
+  for (size_t i = 0; i < c.kv_groups.size(); ++i) {
+    const KvGroup& group = c.kv_groups[i];
+    if (group.num_blocks == 0 || group.windowed() != (group.window > 0)) {
+      return Status::InvalidArgument("scripted worker: kv_groups[" + std::to_string(i) +
+                                     "] needs num_blocks, and a window unless it is full");
+    }
+  }
   return Status::Ok();
 }
 
 }  // namespace
+
+std::vector<KvGroup> ScriptedWorkerConfig::Groups() const {
+  if (!kv_groups.empty()) return kv_groups;
+  return {{KvKind::kFull, 0, num_blocks, bytes_per_block}};
+}
 
 StatusOr<ScriptedWorkerConfig> ScriptedWorkerConfig::FromJson(const std::string& text) {
   const json map = json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -137,15 +192,8 @@ StatusOr<ScriptedWorkerConfig> ScriptedWorkerConfig::FromJson(const std::string&
     return Status::InvalidArgument("scripted worker: the configuration is not a JSON object");
   }
   ScriptedWorkerConfig config;
-  const std::map<std::string, Setter> setters = Setters(&config);
-  for (const auto& [key, value] : map.items()) {
-    const auto setter = setters.find(key);
-    if (setter == setters.end()) {
-      return Status::InvalidArgument("scripted worker: unknown key '" + key + "'");
-    }
-    const Status status = setter->second(key, value);
-    if (!status.ok()) return status;
-  }
+  const Status set = SetAll(Setters(&config), map, "");
+  if (!set.ok()) return set;
   const Status status = CheckTogether(config);
   if (!status.ok()) return status;
   return config;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/kv_group.h"
 #include "executor/status.h"
 
 namespace slipstream {
@@ -25,6 +26,9 @@ struct ScriptedWorkerConfig {
   int32_t num_blocks = 4096;
   int32_t tokens_per_block = 32;
   int64_t bytes_per_block = 0;
+  // In place of the one full group that num_blocks and bytes_per_block describe; in JSON a list of
+  // {"kind": "full" | "sliding" | "chunked", "window", "num_blocks", "bytes_per_block"}.
+  std::vector<KvGroup> kv_groups;
   std::vector<int32_t> end_ids = {2};
   int32_t pad_id = -1;
   std::string model_name = "scripted";
@@ -55,6 +59,8 @@ struct ScriptedWorkerConfig {
   int64_t stall_at_step = 0;  // the worker never answers again
   int32_t fault_count = 1;
   int32_t fail_starts = 0;  // so many calls of Start fail first
+
+  std::vector<KvGroup> Groups() const;
 
   // Unknown keys, wrong types and values out of range are kInvalidArgument naming the key.
   static StatusOr<ScriptedWorkerConfig> FromJson(const std::string& text);

@@ -11,16 +11,15 @@ namespace slipstream {
 
 ScriptedModel::ScriptedModel(ScriptedWorkerConfig config)
     : config_(std::move(config)),
-      checker_({config_.vocab_size, config_.max_seq_len, config_.num_blocks,
-                config_.tokens_per_block, config_.max_num_seqs, config_.max_num_tokens}) {}
+      checker_({config_.vocab_size, config_.max_seq_len, config_.tokens_per_block, config_.Groups(),
+                config_.max_num_seqs, config_.max_num_tokens}) {}
 
 WorkerInfo ScriptedModel::Info() const {
   WorkerInfo info;
   info.vocab_size = config_.vocab_size;
   info.max_seq_len = config_.max_seq_len;
-  info.num_blocks = config_.num_blocks;
   info.tokens_per_block = config_.tokens_per_block;
-  info.bytes_per_block = config_.bytes_per_block;
+  info.kv_groups = config_.Groups();
   info.end_ids = config_.end_ids;
   info.pad_id = config_.pad_id;
   info.wants_history = true;

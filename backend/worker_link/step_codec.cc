@@ -86,7 +86,7 @@ const std::vector<iovec>& StepEncoder::Encode(const StepPlan& plan) {
              static_cast<uint32_t>(plan.admitted.size()),
              static_cast<uint32_t>(plan.retired.size()),
              static_cast<uint32_t>(plan.aux.size()),
-             0};
+             plan.num_groups};
   parts_.assign(1, {&header_, sizeof header_});
   size_ = sizeof header_;
   Append(plan.slot);

@@ -15,7 +15,8 @@
 //
 // Conversation:
 //   executor -> worker  CONFIG  {slipstream version, frame version, model settings …}
-//   worker -> executor  PROGRESS {fraction, what} …, then HELLO {…WorkerInfo} or ERROR
+//   worker -> executor  PROGRESS {fraction, what} …, then HELLO {…WorkerInfo} or ERROR; in HELLO,
+//     kv_groups is a list of {kind, window, num_blocks, bytes_per_block}
 //   executor -> worker  STEP …           worker -> executor  RESULT, one per STEP, in order
 //   worker -> executor  ERROR {message, traceback} and exit, at any time
 //   executor -> worker  SHUTDOWN {}: the worker exits 0
@@ -24,7 +25,7 @@
 namespace slipstream {
 
 inline constexpr uint32_t kFrameMagic = 0x4d525453;  // "STRM"
-inline constexpr uint16_t kFrameVersion = 1;
+inline constexpr uint16_t kFrameVersion = 2;
 inline constexpr uint64_t kMaxFramePayload = uint64_t{1} << 33;
 
 enum class FrameType : uint16_t {
@@ -48,7 +49,9 @@ struct FrameHeader {
 static_assert(sizeof(FrameHeader) == 16);
 
 // Arrays after it: slot, num_tokens, first_position, num_new_blocks, flags: u32[num_seqs] each;
-// token_ids i32[num_tokens]; new_block_ids i32[num_new_blocks]; copies BlockCopy[num_copies];
+// token_ids i32[num_tokens]; new_block_ids i32[num_new_blocks], group by group: all groups add the
+// same number of blocks to a sequence's tables, so each has num_new_blocks / num_groups ids in the
+// order of the sequences; copies BlockCopy[num_copies];
 // admitted AdmitRecord[num_admitted]; retired u32[num_retired]; aux i32[num_aux].
 struct StepHeader {
   uint64_t step_id;
@@ -59,7 +62,7 @@ struct StepHeader {
   uint32_t num_admitted;
   uint32_t num_retired;
   uint32_t num_aux;
-  uint32_t reserved;
+  uint32_t num_groups;  // of the KV; >= 1
 };
 static_assert(sizeof(StepHeader) == 40);
 

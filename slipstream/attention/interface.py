@@ -54,13 +54,14 @@ class BatchLayout:
 
     The tokens of sequence i are ``num_tokens[i]`` consecutive rows, in the order of the
     sequences, at positions ``first_position[i]`` onwards; each attends to positions of its
-    sequence up to its own. ``block_table[i]`` holds the sequence's blocks, position p in entry
-    ``p // tokens_per_block``; entries past the last used position are not read.
+    sequence up to its own. ``block_tables[g, i]`` holds the sequence's blocks in the g-th cache,
+    position p in entry ``p // tokens_per_block``. Not read are entries past the last position, and
+    those that lie below all that the mask of the cache's layers lets the first one see.
     """
 
     num_tokens: IntArray  # [seqs], each >= 1
     first_position: IntArray  # [seqs]
-    block_table: npt.NDArray[np.int32]  # [seqs, width]
+    block_tables: npt.NDArray[np.int32]  # [caches, seqs, width]
 
     @property
     def total_tokens(self) -> int:

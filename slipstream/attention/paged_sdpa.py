@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from slipstream.attention.interface import BatchLayout, IntArray, Mask, ScoreSpec
 from slipstream.attention.kv_cache import KvCache
 from slipstream.attention.softmax import attend
 from slipstream.attention.tiles import TILE, MaskTemplates, Tile, tiles_of
+
+BlockTable = npt.NDArray[np.int32]  # [seqs, width]
 
 _PAD_BLOCKS = 4  # padding of a decode group that costs less than a call of its own
 
@@ -52,59 +55,85 @@ class _View:
 
 
 class PagedSdpa:
-    """Plans batches over one KV cache; ``num_heads`` query heads, ``scores`` layer by layer."""
+    """Plans batches over the KV caches of a model.
 
-    def __init__(self, cache: KvCache, num_heads: int, scores: Sequence[ScoreSpec]) -> None:
-        self.cache = cache
+    caches: ``layers[g]`` are the model's layers that the g-th one holds, in its order. num_heads:
+    of queries. scores: layer by layer.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[KvCache],
+        layers: Sequence[Sequence[int]],
+        num_heads: int,
+        scores: Sequence[ScoreSpec],
+    ) -> None:
+        self.caches = caches
         self.num_heads = num_heads
         self.scores = list(scores)
-        self.device = cache.pool.device
-        layers = [cache.pool[layer] for layer in range(cache.shape.num_layers)]
-        self.position_rows = [layer.view(-1, cache.shape.head_dim) for layer in layers]
-        self.block_rows = [layer.view(-1, self._block_elements) for layer in layers]
-        self._masks = list(dict.fromkeys(score.mask for score in scores))
-        self.view_of_layer = [self._masks.index(score.mask) for score in scores]
-        self._templates = MaskTemplates(cache.shape.dtype, self.device)
-
-    @property
-    def _block_elements(self) -> int:
-        return self.cache.shape.tokens_per_block * self.cache.shape.head_dim
+        self.shape = caches[0].shape
+        self.device = caches[0].pool.device
+        pools = {
+            layer: (group, pool)
+            for group, cache in enumerate(caches)
+            for layer, pool in zip(layers[group], cache.pool, strict=True)
+        }
+        self.group_of_layer = [pools[layer][0] for layer in range(len(scores))]
+        by_layer = [pools[layer][1] for layer in range(len(scores))]
+        self.position_rows = [pool.view(-1, self.shape.head_dim) for pool in by_layer]
+        block_elements = self.shape.tokens_per_block * self.shape.head_dim
+        self.block_rows = [pool.view(-1, block_elements) for pool in by_layer]
+        # Layers of one cache may have different masks: a window that no sequence outgrows.
+        kinds = [
+            (group, score.mask) for group, score in zip(self.group_of_layer, scores, strict=True)
+        ]
+        self._views = list(dict.fromkeys(kinds))
+        self.view_of_layer = [self._views.index(kind) for kind in kinds]
+        self._templates = MaskTemplates(self.shape.dtype, self.device)
 
     def plan(self, batch: BatchLayout) -> PagedSdpaPlan:
         """Computes every index of a step and clears the blocks that it begins but does not fill."""
         last = batch.first_position + batch.num_tokens - 1
-        per_block = self.cache.shape.tokens_per_block
+        per_block = self.shape.tokens_per_block
         blocks = last // per_block
         begun = (blocks * per_block >= batch.first_position) & ((last + 1) % per_block != 0)
         if begun.any():
-            self.cache.clear(self._tensor(batch.block_table[begun, blocks[begun]].astype(np.int64)))
-        views = [self._view(batch, mask) for mask in self._masks]
-        return PagedSdpaPlan(self, self._tensor(self._write_rows(batch)), views)
+            fresh = batch.block_tables[:, begun, blocks[begun]].astype(np.int64)
+            for cache, ids in zip(self.caches, fresh, strict=True):
+                cache.clear(self._tensor(ids))
+        views = [self._view(batch, batch.block_tables[group], mask) for group, mask in self._views]
+        writes = [self._tensor(self._write_rows(batch, table)) for table in batch.block_tables]
+        return PagedSdpaPlan(self, writes, views)
 
-    def _view(self, batch: BatchLayout, mask: Mask) -> _View:
+    def _view(self, batch: BatchLayout, block_table: BlockTable, mask: Mask) -> _View:
         starts = np.cumsum(batch.num_tokens) - batch.num_tokens
-        per_block = self.cache.shape.tokens_per_block
+        per_block = self.shape.tokens_per_block
         first_block = mask.first_visible(batch.first_position) // per_block
         end_block = (batch.first_position + batch.num_tokens - 1) // per_block + 1
         chunks = []
         for i in np.flatnonzero(batch.num_tokens > 1):
-            table = batch.block_table[i : i + 1, first_block[i] : end_block[i]]
+            table = block_table[i : i + 1, first_block[i] : end_block[i]]
             position, shift = int(batch.first_position[i]), int(first_block[i]) * per_block
             size, row = int(batch.num_tokens[i]), int(starts[i])
             chunks.append(_Chunk(self._gather(table), tiles_of(mask, position, size, row, shift)))
         decodes = np.flatnonzero(batch.num_tokens == 1)
         groups = [
-            self._decode_group(batch, group, starts, mask)
+            self._decode_group(batch, block_table, group, starts, mask)
             for group in _similar(decodes, end_block - first_block)
         ]
         longest = max((tile.end - tile.begin for c in chunks for tile in c.tiles), default=0)
         return _View(groups, chunks, self._templates.get(mask, longest))
 
     def _decode_group(
-        self, batch: BatchLayout, group: IntArray, starts: IntArray, mask: Mask
+        self,
+        batch: BatchLayout,
+        block_table: BlockTable,
+        group: IntArray,
+        starts: IntArray,
+        mask: Mask,
     ) -> _DecodeGroup:
         positions = batch.first_position[group]
-        per_block = self.cache.shape.tokens_per_block
+        per_block = self.shape.tokens_per_block
         first = mask.first_visible(positions)
         skipped = first // per_block
         used = positions // per_block + 1 - skipped
@@ -113,7 +142,7 @@ class PagedSdpa:
         # the sequence itself is broken.
         entries = np.arange(width)
         entries = skipped[:, None] + np.where(entries < used[:, None], entries, 0)
-        table = np.take_along_axis(batch.block_table[group], entries, axis=1)
+        table = np.take_along_axis(block_table[group], entries, axis=1)
         begin, end = first - skipped * per_block, positions + 1 - skipped * per_block
         additive, columns = None, slice(int(begin[0]), int(end[0]))
         if (begin != begin[0]).any() or (end != end[0]).any():
@@ -126,26 +155,26 @@ class PagedSdpa:
         return _DecodeGroup(rows, self._gather(table), additive, columns)
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(visible.shape, dtype=self.cache.shape.dtype)
+        mask = torch.zeros(visible.shape, dtype=self.shape.dtype)
         mask = mask.masked_fill_(~visible, float("-inf"))[:, None, None].to(self.device)
         return _aligned(mask)
 
     def _gather(self, table: np.ndarray) -> torch.Tensor:
-        heads, planes = self.cache.shape.num_kv_heads, self.cache.shape.planes
+        heads, planes = self.shape.num_kv_heads, self.shape.planes
         plane = np.arange(planes)[:, None, None, None]
         head = np.arange(heads)[None, None, :, None]
         rows = (table.astype(np.int64)[None, :, None, :] * planes + plane) * heads + head
         return self._tensor(rows.reshape(-1))
 
-    def _write_rows(self, batch: BatchLayout) -> IntArray:
+    def _write_rows(self, batch: BatchLayout, block_table: BlockTable) -> IntArray:
         """Where each token's keys and values go: ``[tokens, planes * kv_heads]`` position_rows."""
-        shape = self.cache.shape
+        shape = self.shape
         sequence = np.repeat(np.arange(batch.num_tokens.size), batch.num_tokens)
         within = np.arange(sequence.size) - np.repeat(
             np.cumsum(batch.num_tokens) - batch.num_tokens, batch.num_tokens
         )
         positions = batch.first_position[sequence] + within
-        blocks = batch.block_table[sequence, positions // shape.tokens_per_block].astype(np.int64)
+        blocks = block_table[sequence, positions // shape.tokens_per_block].astype(np.int64)
         stored = shape.planes * shape.num_kv_heads
         heads = blocks[:, None] * stored + np.arange(stored)
         rows: IntArray = heads * shape.tokens_per_block
@@ -159,11 +188,13 @@ class PagedSdpa:
 class PagedSdpaPlan:
     """One step's indices; see AttentionPlan."""
 
-    def __init__(self, backend: PagedSdpa, write_rows: torch.Tensor, views: list[_View]) -> None:
+    def __init__(
+        self, backend: PagedSdpa, write_rows: list[torch.Tensor], views: list[_View]
+    ) -> None:
         self._backend = backend
-        self._write_rows = write_rows
+        self._write_rows = write_rows  # by cache
         self._views = views
-        shape = backend.cache.shape
+        shape = backend.shape
         self._kv_heads, self._head_dim = shape.num_kv_heads, shape.head_dim
         self._planes, self._value_dim = shape.planes, shape.value_dim
         self._queries_per_kv = backend.num_heads // shape.num_kv_heads
@@ -171,7 +202,8 @@ class PagedSdpaPlan:
     def run(self, layer: int, qkv: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
         """See AttentionPlan.run."""
         heads = self._backend.num_heads
-        self._backend.position_rows[layer][self._write_rows] = qkv[:, heads:]
+        write_rows = self._write_rows[self._backend.group_of_layer[layer]]
+        self._backend.position_rows[layer][write_rows] = qkv[:, heads:]
         queries = qkv[:, :heads].view(-1, self._kv_heads, self._queries_per_kv, self._head_dim)
         view = self._views[self._backend.view_of_layer[layer]]
         if len(view.groups) == 1 and view.groups[0].rows is None:

@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import HfApi, hf_hub_download
 
 from slipstream.errors import SlipstreamError
+
+if TYPE_CHECKING:
+    from slipstream.models.served import ServedSpec
 
 ModelImpl = Literal["auto", "native", "transformers"]
 
@@ -34,6 +37,7 @@ class CheckpointFacts:
     parameters: elements of all tensors; the widths in bytes come from the serving dtype.
     stored_dtype: the checkpoint's own, "float32", "bfloat16" or "float16".
     latent: attention caches one vector of ``head_dim`` a token, not keys and values.
+    spec: what a worker reads from the checkpoint.
     """
 
     name: str
@@ -43,6 +47,7 @@ class CheckpointFacts:
     num_kv_heads: int
     head_dim: int
     max_seq_len: int
+    spec: ServedSpec
     latent: bool = False
 
     def kv_bytes_per_token(self, dtype: str) -> int:
@@ -182,5 +187,6 @@ def _facts(
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         max_seq_len=spec.max_positions,
+        spec=spec,
         latent=spec.latent_dim is not None,
     )

@@ -29,6 +29,31 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """The KV cache of layers that see the same positions. ``window`` 0: they see all of them.
+
+    ``at_once``: sequences of the greatest length that it holds.
+    """
+
+    kind: str
+    window: int
+    num_layers: int
+    num_blocks: int
+    bytes_per_block: int
+    at_once: int
+
+    @property
+    def bytes(self) -> int:
+        return self.num_blocks * self.bytes_per_block
+
+    @property
+    def name(self) -> str:
+        layers = f"{self.num_layers} layer{'s' if self.num_layers != 1 else ''}"
+        kinds = {"sliding": f"a window of {self.window:,}", "chunked": f"chunks of {self.window:,}"}
+        return f"{layers} with {kinds.get(self.kind, 'full attention')}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The arithmetic. Sizes in bytes, lengths in tokens."""
 
@@ -40,7 +65,8 @@ class Plan:
     tokens_per_block: int
     kv_budget: int
     budget_source: str
-    num_blocks: int
+    groups: tuple[GroupPlan, ...]
+    least_blocks: int
     max_seq_len: int
     max_num_seqs: int
 
@@ -49,8 +75,13 @@ class Plan:
         return self.kv_bytes_per_token * self.tokens_per_block
 
     @property
+    def num_blocks(self) -> int:
+        """Of the full group, or the first."""
+        return self.groups[0].num_blocks
+
+    @property
     def kv_bytes(self) -> int:
-        return self.num_blocks * self.bytes_per_block
+        return sum(group.bytes for group in self.groups)
 
     @property
     def kv_tokens(self) -> int:
@@ -62,7 +93,7 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """The arithmetic as pairs of label and value, in the order it is done."""
-        full = self.kv_tokens // self.max_seq_len
+        at_once = min(group.at_once for group in self.groups)
         return [
             ("model", self.facts.name),
             ("device", f"{self.memory.device}, {size(self.memory.free)} free"),
@@ -73,13 +104,10 @@ class Plan:
                 f"{self.tokens_per_block} tokens = {size(self.bytes_per_block)}",
             ),
             ("KV cache budget", f"{size(self.kv_budget)} ({self.budget_source})"),
-            (
-                "KV cache",
-                f"{self.num_blocks:,} blocks = {self.kv_tokens:,} tokens = {size(self.kv_bytes)}",
-            ),
+            *self._groups(),
             (
                 "longest request",
-                f"{self.max_seq_len:,} tokens; {full:,} of that length fit at once "
+                f"{self.max_seq_len:,} tokens; {at_once:,} of that length fit at once "
                 f"(at most {self.max_num_seqs} run)",
             ),
             ("total", size(self.total_bytes)),
@@ -89,6 +117,20 @@ class Plan:
                 f"{size(2 * self.total_bytes)}; unload first to avoid it",
             ),
         ]
+
+    def _groups(self) -> list[tuple[str, str]]:
+        rows = []
+        for group in self.groups:
+            tokens = group.num_blocks * self.tokens_per_block
+            amount = f"{group.num_blocks:,} blocks = {tokens:,} tokens = {size(group.bytes)}"
+            rows.append(("KV cache", amount))
+        if len(rows) == 1:
+            return rows
+        named = [
+            ("KV cache of", f"{group.name}: {amount}")
+            for group, (_, amount) in zip(self.groups, rows, strict=True)
+        ]
+        return [*named, ("KV cache", size(self.kv_bytes))]
 
     def _per_token(self) -> str:
         facts = self.facts
@@ -149,26 +191,22 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
             f"{facts.name} does not fit: weights take {facts.parameters:,} x {dtype} = "
             f"{size(weights)}, {memory.device} has {size(memory.free)} free"
         )
-    per_token = facts.kv_bytes_per_token(dtype)
-    block = config.kv_cache.tokens_per_block
-    budget, source = _budget(config, memory.free - weights, per_token)
-    # Tokens are rounded up to whole blocks, bytes down.
-    blocks = (
-        -(-budget // (per_token * block))
-        if source == "kv_cache_tokens"
-        else (budget // (per_token * block))
+    max_seq_len = _max_seq_len(config, facts)
+    groups, least, budget, source = _groups(
+        config, facts, dtype, max_seq_len, memory.free - weights
     )
     plan = Plan(
         facts=facts,
         memory=memory,
         dtype=dtype,
         weight_bytes=weights,
-        kv_bytes_per_token=per_token,
-        tokens_per_block=block,
+        kv_bytes_per_token=facts.kv_bytes_per_token(dtype),
+        tokens_per_block=config.kv_cache.tokens_per_block,
         kv_budget=budget,
         budget_source=source,
-        num_blocks=blocks,
-        max_seq_len=_max_seq_len(config, facts),
+        groups=groups,
+        least_blocks=least,
+        max_seq_len=max_seq_len,
         max_num_seqs=config.scheduler.max_num_seqs,
     )
     _refuse_impossible(plan)
@@ -191,15 +229,44 @@ def _serving_dtype(asked: str, facts: CheckpointFacts, memory: Memory) -> str:
     return facts.stored_dtype
 
 
-def _budget(config: SlipstreamConfig, free: int, per_token: int) -> tuple[int, str]:
-    cache = config.kv_cache
+def _groups(
+    config: SlipstreamConfig, facts: CheckpointFacts, dtype: str, max_seq_len: int, free: int
+) -> tuple[tuple[GroupPlan, ...], int, int, str]:
+    """The groups as a worker makes them, what it needs of each, the budget and its name."""
+    # The worker's own arithmetic; torch, which comes with it, is loaded only by who plans.
+    from slipstream.models.kv_groups import Serving, kv_groups, pools_for_bytes, pools_for_tokens
+
+    cache, scheduler = config.kv_cache, config.scheduler
+    block = cache.tokens_per_block
+    serving = Serving(block, max_seq_len, scheduler.max_num_seqs, scheduler.max_num_tokens)
+    groups = kv_groups(facts.spec, max_seq_len)
+    masks = [group.mask for group in groups]
+    per_layer = facts.kv_bytes_per_token(dtype) * block // facts.num_layers
+    sizes = [per_layer * len(group.layers) for group in groups]
     if cache.kv_cache_tokens:
-        return cache.kv_cache_tokens * per_token, "kv_cache_tokens"
-    if cache.kv_cache_bytes:
-        return cache.kv_cache_bytes, "kv_cache_bytes"
-    automatic = CPU_KV_CACHE_FRACTION if _gpu_index(config) is None else GPU_KV_CACHE_FRACTION
-    fraction = cache.kv_cache_fraction or automatic
-    return int(free * fraction), f"kv_cache_fraction {fraction:g} of what the weights leave"
+        pools = pools_for_tokens(masks, serving, cache.kv_cache_tokens)
+        budget = sum(count * size for count, size in zip(pools, sizes, strict=True))
+        source = "kv_cache_tokens"
+    else:
+        automatic = CPU_KV_CACHE_FRACTION if _gpu_index(config) is None else GPU_KV_CACHE_FRACTION
+        fraction = cache.kv_cache_fraction or automatic
+        budget = cache.kv_cache_bytes or int(free * fraction)
+        source = f"kv_cache_fraction {fraction:g} of what the weights leave"
+        if cache.kv_cache_bytes:
+            source = "kv_cache_bytes"
+        pools = pools_for_bytes(masks, sizes, serving, budget)
+    plans = tuple(
+        GroupPlan(
+            mask.kind,
+            mask.size,
+            len(group.layers),
+            blocks,
+            bytes_per_block,
+            serving.at_once(mask, blocks),
+        )
+        for mask, group, blocks, bytes_per_block in zip(masks, groups, pools, sizes, strict=True)
+    )
+    return plans, serving.least(masks), budget, source
 
 
 def _max_seq_len(config: SlipstreamConfig, facts: CheckpointFacts) -> int:
@@ -217,8 +284,9 @@ def _refuse_impossible(plan: Plan) -> None:
             f"{plan.memory.device} has {size(plan.memory.free)} free, less weights of "
             f"{size(plan.weight_bytes)} leaves {size(left)}"
         )
-    if plan.num_blocks < 1:
+    if min(group.num_blocks for group in plan.groups) < plan.least_blocks:
+        needed = f", and {plan.least_blocks} are needed" if plan.least_blocks > 1 else ""
         raise PlanError(
             f"the KV cache holds nothing: {plan.budget_source} gives {size(plan.kv_budget)}, one "
-            f"block of {plan.tokens_per_block} tokens takes {size(plan.bytes_per_block)}"
+            f"block of {plan.tokens_per_block} tokens takes {size(plan.bytes_per_block)}{needed}"
         )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from slipstream.attention.interface import BatchLayout
 from slipstream.attention.kv_cache import KvCache
 from slipstream.attention.paged_sdpa import PagedSdpa
 from slipstream.models.decoder import Decoder
+from slipstream.models.kv_groups import KvGroup
 from slipstream.models.served import ServedModel
 from slipstream.sampling.sampler import Sampled, sample
 from slipstream.worker.frames import TOKEN_FROM_SLOT, SeqFlag, SeqStatus, StepPlan, StepResult
@@ -56,23 +58,36 @@ class LogitRows:
 
 
 class ModelRunner:
-    """A loaded model with its KV cache and slots: everything of a worker but the connection.
+    """A loaded model with its KV caches and slots: everything of a worker but the connection.
 
-    ``expert_load`` counts from now on what each expert computes; None without experts.
+    ``caches``: one for each of ``groups``. ``expert_load`` counts from now on what each expert
+    computes; None without experts.
     """
 
     def __init__(
-        self, decoder: ServedModel, cache: KvCache, *, max_num_seqs: int, max_seq_len: int
+        self,
+        decoder: ServedModel,
+        groups: Sequence[KvGroup],
+        caches: Sequence[KvCache],
+        *,
+        max_num_seqs: int,
+        max_seq_len: int,
     ) -> None:
         self.decoder = decoder
-        self.cache = cache
+        self.groups = tuple(groups)
+        self.caches = tuple(caches)
         self.max_seq_len = max_seq_len
         self.device = decoder.device
         spec = decoder.spec
-        self._attention = PagedSdpa(cache, spec.num_heads, spec.scores)
+        layers = [group.layers for group in self.groups]
+        self._attention = PagedSdpa(self.caches, layers, spec.num_heads, spec.scores)
         self.expert_load = decoder.expert_load() if isinstance(decoder, Decoder) else None
         self._slots = SlotTable(
-            max_num_seqs, max_seq_len, cache.shape.tokens_per_block, decoder.device
+            max_num_seqs,
+            max_seq_len,
+            self.caches[0].shape.tokens_per_block,
+            decoder.device,
+            num_groups=len(self.groups),
         )
 
     @torch.inference_mode()
@@ -85,7 +100,8 @@ class ModelRunner:
         """
         slots = self._slots.apply(plan)
         for copy in plan.copies:
-            self.cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
+            cache = self.caches[int(copy["group"])]
+            cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
         start_ns = time.monotonic_ns()
         num_tokens = plan.num_tokens.astype(np.int64)
         rows = LogitRows.of(num_tokens, plan.flags)
@@ -105,8 +121,8 @@ class ModelRunner:
         shift = first - np.cumsum(num_tokens) + num_tokens
         positions = np.arange(sequence.size) + shift[sequence]
         used = int(self._slots.num_blocks[slots].max())
-        table = self._slots.block_table[slots, :used]
-        attention = self._attention.plan(BatchLayout(num_tokens, first, table))
+        tables = self._slots.block_tables[:, slots, :used]
+        attention = self._attention.plan(BatchLayout(num_tokens, first, tables))
         token_ids = self._token_ids(plan, slots, sequence)
         return self.decoder(token_ids, self._tensor(positions), attention)
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from slipstream.link import MAGIC, MAX_PAYLOAD, VERSION, FrameType
 
 TOKEN_FROM_SLOT = -1
+NO_BLOCK = -1
 
 UInt32Array = npt.NDArray[np.uint32]
 Int32Array = npt.NDArray[np.int32]
@@ -56,7 +57,7 @@ STEP_HEADER = np.dtype(
         ("num_admitted", "<u4"),
         ("num_retired", "<u4"),
         ("num_aux", "<u4"),
-        ("reserved", "<u4"),
+        ("num_groups", "<u4"),
     ]
 )
 
@@ -73,7 +74,7 @@ RESULT_HEADER = np.dtype(
     ]
 )
 
-BLOCK_COPY = np.dtype([("src", "<i4"), ("dst", "<i4"), ("num_tokens", "<i4"), ("reserved", "<i4")])
+BLOCK_COPY = np.dtype([("src", "<i4"), ("dst", "<i4"), ("num_tokens", "<i4"), ("group", "<i4")])
 
 ADMIT_RECORD = np.dtype(
     [
@@ -178,12 +179,14 @@ class StepPlan:
     """One step as the executor decided it. The arrays view the received payload.
 
     One entry per scheduled sequence in ``slot``, ``num_tokens`` (>= 1), ``first_position``,
-    ``num_new_blocks`` and ``flags`` (:class:`SeqFlag`); ``token_ids`` and ``new_block_ids`` hold
-    the sequences' values one after the other. A token id of ``TOKEN_FROM_SLOT`` means the token
-    that this slot sampled last.
+    ``num_new_blocks`` and ``flags`` (:class:`SeqFlag`); ``token_ids`` holds the sequences' values
+    one after the other, ``new_block_ids`` those of each KV group, group by group. A token id of
+    ``TOKEN_FROM_SLOT`` means the token that this slot sampled last; a block id of ``NO_BLOCK`` one
+    that no position from this step on sees.
     """
 
     step_id: int
+    num_groups: int
     slot: UInt32Array
     num_tokens: UInt32Array
     first_position: UInt32Array
@@ -242,7 +245,7 @@ def parse_step(payload: npt.NDArray[np.uint8]) -> StepPlan:
         offset = aligned(end)
     if offset != aligned(size):
         raise FrameError(f"STEP payload has {size} bytes; its arrays end at {offset}")
-    return StepPlan(header[0], *arrays)
+    return StepPlan(header[0], header[-1], *arrays)
 
 
 def encode_result(result: StepResult) -> list[memoryview]:

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from slipstream.attention.interface import Mask
 from slipstream.attention.kv_cache import KvShape
+from slipstream.models.kv_groups import Serving, pools_for_bytes, pools_for_tokens
 from slipstream.worker.config import ConfigError, WorkerConfig
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -20,24 +23,33 @@ KV_CACHE_FRACTIONS = {"cuda": 0.9, "cpu": 0.25}
 _ONE_THREAD_BYTES = 32 << 20
 
 
-def num_kv_blocks(config: WorkerConfig, shape: KvShape, device: torch.device) -> int:
-    """Blocks in the pool: from the tokens, the bytes, or the fraction of free memory.
+def kv_pool_blocks(
+    config: WorkerConfig,
+    serving: Serving,
+    masks: Sequence[Mask],
+    shapes: Sequence[KvShape],
+    device: torch.device,
+) -> list[int]:
+    """Blocks in each group's pool: from the tokens, the bytes, or the fraction of free memory.
 
-    Raises ConfigError naming the setting if not even one block fits.
+    Raises ConfigError naming the setting if that is too little for one sequence.
     """
     if config.kv_cache_tokens:
-        return -(-config.kv_cache_tokens // shape.tokens_per_block)
+        return pools_for_tokens(masks, serving, config.kv_cache_tokens)
     name, budget = "kv_cache_bytes", config.kv_cache_bytes
     if not budget:
         fraction = config.kv_cache_fraction or KV_CACHE_FRACTIONS[device.type]
         name, budget = f"kv_cache_fraction {fraction:g}", int(free_memory(device) * fraction)
-    blocks = budget // shape.bytes_per_block
-    if blocks < 1:
+    sizes = [shape.bytes_per_block for shape in shapes]
+    pools = pools_for_bytes(masks, sizes, serving, budget)
+    needed = serving.least(masks)
+    if min(pools) < needed:
         raise ConfigError(
             f"{name} leaves {budget} bytes for the KV cache; one block of "
-            f"{shape.tokens_per_block} tokens takes {shape.bytes_per_block}"
+            f"{serving.tokens_per_block} tokens takes {sum(sizes)}"
+            + (f", and {needed} are needed" if needed > 1 else "")
         )
-    return blocks
+    return pools
 
 
 def free_memory(device: torch.device) -> int:

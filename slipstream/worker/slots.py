@@ -19,14 +19,23 @@ class PlanError(ValueError):
 
 
 class SlotTable:
-    """All slots, ``max_num_seqs`` of them, each with blocks for up to ``max_seq_len`` tokens."""
+    """All slots, ``max_num_seqs`` of them, each with blocks for up to ``max_seq_len`` tokens.
+
+    ``block_tables``: ``[groups, slots, blocks]``, one table a KV group. What a window has passed
+    stays in its table although it belongs to others: masks keep it from being read.
+    """
 
     def __init__(
-        self, max_num_seqs: int, max_seq_len: int, tokens_per_block: int, device: torch.device
+        self,
+        max_num_seqs: int,
+        max_seq_len: int,
+        tokens_per_block: int,
+        device: torch.device,
+        num_groups: int = 1,
     ) -> None:
         self.tokens_per_block = tokens_per_block
         max_blocks = -(-max_seq_len // tokens_per_block)
-        self.block_table = np.zeros((max_num_seqs, max_blocks), np.int32)
+        self.block_tables = np.zeros((num_groups, max_num_seqs, max_blocks), np.int32)
         self.num_blocks = np.zeros(max_num_seqs, np.int64)
         self.admitted = np.zeros(max_num_seqs, np.bool_)
         self.prompt_len = np.zeros(max_num_seqs, np.int64)
@@ -69,13 +78,19 @@ class SlotTable:
         held = self.num_blocks[slots]
         if counts.any():
             total = held + counts
-            if total.max() > self.block_table.shape[1]:
+            num_groups, _, most = self.block_tables.shape
+            if plan.num_groups != num_groups:
+                raise PlanError(
+                    f"step {plan.step_id} has {plan.num_groups} KV groups, the model {num_groups}"
+                )
+            if total.max() > most:
                 raise PlanError(
                     f"step {plan.step_id} gives a slot {total.max()} blocks, the longest "
-                    f"sequence needs {self.block_table.shape[1]}"
+                    f"sequence needs {most}"
                 )
             entry = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - held, counts)
-            self.block_table[np.repeat(slots, counts), entry] = plan.new_block_ids
+            ids = plan.new_block_ids.reshape(num_groups, -1)
+            self.block_tables[:, np.repeat(slots, counts), entry] = ids
             self.num_blocks[slots] = held = total
         per_slot = plan.first_position.astype(np.int64) + plan.num_tokens
         if (per_slot > held * self.tokens_per_block).any():

@@ -14,12 +14,13 @@ import torch
 
 from slipstream.attention.kv_cache import KvCache, KvShape
 from slipstream.models.checkpoint import resolve_checkpoint
+from slipstream.models.kv_groups import Serving, kv_groups
 from slipstream.models.loader import Progress
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
-from slipstream.worker.memory import default_threads, num_kv_blocks
+from slipstream.worker.memory import default_threads, kv_pool_blocks
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -76,26 +77,35 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_runner(config: WorkerConfig, decoder: ServedModel) -> ModelRunner:
-    """Sizes and allocates the KV cache. Raises ConfigError naming the setting at fault."""
+    """Sizes and allocates the KV caches. Raises ConfigError naming the setting at fault."""
     spec = decoder.spec
     if config.max_seq_len > spec.max_positions:
         raise ConfigError(
             f"max_seq_len is {config.max_seq_len}; the checkpoint's limit is {spec.max_positions}"
         )
-    shape = KvShape(
-        num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        tokens_per_block=config.tokens_per_block,
-        head_dim=spec.head_dim,
-        dtype=decoder.dtype,
-        latent_dim=spec.latent_dim,
+    max_seq_len = config.max_seq_len or spec.max_positions
+    serving = Serving(
+        config.tokens_per_block, max_seq_len, config.max_num_seqs, config.max_num_tokens
     )
-    cache = KvCache(shape, num_kv_blocks(config, shape, decoder.device), decoder.device)
+    groups = kv_groups(spec, max_seq_len)
+    shapes = [
+        KvShape(
+            num_layers=len(group.layers),
+            num_kv_heads=spec.num_kv_heads,
+            tokens_per_block=config.tokens_per_block,
+            head_dim=spec.head_dim,
+            dtype=decoder.dtype,
+            latent_dim=spec.latent_dim,
+        )
+        for group in groups
+    ]
+    masks = [group.mask for group in groups]
+    pools = kv_pool_blocks(config, serving, masks, shapes, decoder.device)
+    caches = [
+        KvCache(shape, blocks, decoder.device) for shape, blocks in zip(shapes, pools, strict=True)
+    ]
     return ModelRunner(
-        decoder,
-        cache,
-        max_num_seqs=config.max_num_seqs,
-        max_seq_len=config.max_seq_len or spec.max_positions,
+        decoder, groups, caches, max_num_seqs=config.max_num_seqs, max_seq_len=max_seq_len
     )
 
 
@@ -115,14 +125,20 @@ def token_table(path: Path, *, trust_remote_code: bool) -> bytes:
 def hello(config: WorkerConfig, runner: ModelRunner, table: bytes) -> dict[str, Any]:
     """The HELLO map."""
     spec = runner.decoder.spec
-    cache = runner.cache
     path = Path(config.model)
     return {
         "vocab_size": spec.vocab_size,
         "max_seq_len": runner.max_seq_len,
-        "num_blocks": cache.num_blocks,
-        "tokens_per_block": cache.shape.tokens_per_block,
-        "bytes_per_block": cache.shape.bytes_per_block,
+        "tokens_per_block": config.tokens_per_block,
+        "kv_groups": [
+            {
+                "kind": group.mask.kind,
+                "window": group.mask.size,
+                "num_blocks": cache.num_blocks,
+                "bytes_per_block": cache.shape.bytes_per_block,
+            }
+            for group, cache in zip(runner.groups, runner.caches, strict=True)
+        ],
         "end_ids": list(spec.end_ids),
         "pad_id": spec.pad_id,
         "wants_history": False,

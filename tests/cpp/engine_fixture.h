@@ -25,7 +25,7 @@ struct EngineFixture {
     WorkerInfo info;
     info.vocab_size = 100;
     info.max_seq_len = 1000;
-    info.num_blocks = blocks;
+    info.kv_groups = {{KvKind::kFull, 0, blocks, 0}};
     info.tokens_per_block = block_size;
     return info;
   }

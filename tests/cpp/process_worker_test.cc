@@ -39,7 +39,7 @@ def receive():
     return kind, read(size)
 def send(kind, payload):
     global held
-    held += struct.pack("<IHHQ", 0x4d525453, 1, kind, len(payload)) + payload
+    held += struct.pack("<IHHQ", 0x4d525453, 2, kind, len(payload)) + payload
     if how == "pairs" and kind == 7 and held.count(struct.pack("<I", 0x4d525453)) < 2:
         return
     link.sendall(held)
@@ -86,19 +86,18 @@ while True:
     result(payload, 4000000 if how == "large" else 0)
 )";
 
+nlohmann::json Group(const char* kind, int window, int num_blocks) {
+  return {{"kind", kind}, {"window", window}, {"num_blocks", num_blocks}, {"bytes_per_block", 64}};
+}
+
 nlohmann::json Hello() {
-  return {{"vocab_size", 2000},
-          {"max_seq_len", 128},
-          {"num_blocks", 16},
-          {"tokens_per_block", 8},
-          {"bytes_per_block", 64},
-          {"end_ids", {2, 3}},
-          {"pad_id", -1},
-          {"wants_history", true},
-          {"token_table", nlohmann::json::binary({1, 2, 3})},
-          {"model_name", "test"},
-          {"device", "cpu"},
-          {"weight_bytes", 5000000000}};
+  return {
+      {"vocab_size", 2000},        {"max_seq_len", 128},
+      {"tokens_per_block", 8},     {"kv_groups", {Group("full", 0, 16), Group("sliding", 24, 9)}},
+      {"end_ids", {2, 3}},         {"pad_id", -1},
+      {"wants_history", true},     {"token_table", nlohmann::json::binary({1, 2, 3})},
+      {"model_name", "test"},      {"device", "cpu"},
+      {"weight_bytes", 5000000000}};
 }
 
 std::string Hex(const std::vector<uint8_t>& bytes) {
@@ -257,6 +256,12 @@ TEST_CASE("process worker: handshake and steps") {
   CHECK(info->vocab_size == 2000);
   CHECK(info->end_ids == std::vector<int32_t>{2, 3});
   CHECK(info->pad_id == -1);
+  REQUIRE(info->kv_groups.size() == 2);
+  CHECK(info->kv_groups[0].kind == KvKind::kFull);
+  CHECK(info->kv_groups[1].kind == KvKind::kSliding);
+  CHECK(info->kv_groups[1].window == 24);
+  CHECK(info->kv_groups[1].num_blocks == 9);
+  CHECK(info->kv_groups[1].bytes_per_block == 64);
   CHECK(info->weight_bytes == 5000000000);
   CHECK(info->token_table == std::string("\1\2\3"));
   REQUIRE(worker.Send(Plan(1, 3)).ok());
@@ -328,8 +333,16 @@ TEST_CASE("process worker: a failed start says why") {
     expected = "the worker did not finish loading within 300 ms (the load time-out)";
   }
   SUBCASE("missing key") {
-    hello.erase("num_blocks");
-    expected = "the worker's HELLO: num_blocks is missing";
+    hello.erase("kv_groups");
+    expected = "the worker's HELLO: kv_groups is missing";
+  }
+  SUBCASE("missing key of a group") {
+    hello["kv_groups"][1].erase("num_blocks");
+    expected = "kv_groups in the worker's HELLO: num_blocks is missing";
+  }
+  SUBCASE("unknown kind of a group") {
+    hello["kv_groups"][1]["kind"] = "round";
+    expected = "kv_groups in the worker's HELLO: kind is 'round', must be full, sliding or chunked";
   }
   SUBCASE("value out of range") {
     hello["vocab_size"] = 0;

@@ -58,6 +58,13 @@ struct PlanBuilder {
     return *this;
   }
 
+  // The blocks of the next group, for the one sequence of the plan.
+  PlanBuilder& NextGroup(const std::vector<int32_t>& blocks) {
+    ++plan.num_groups;
+    plan.new_block_ids.insert(plan.new_block_ids.end(), blocks.begin(), blocks.end());
+    return *this;
+  }
+
   PlanBuilder& Retire(uint32_t slot) {
     plan.retired.push_back(slot);
     return *this;
@@ -297,6 +304,46 @@ TEST_CASE("scripted model: what breaks the contract") {
         std::vector<int32_t>{7});
 }
 
+TEST_CASE("scripted model: what a window has passed belongs to others, and nothing else") {
+  ScriptedWorkerConfig config = SmallConfig();
+  config.kv_groups = {{KvKind::kFull, 0, 8, 0}, {KvKind::kSliding, 4, 8, 0}};
+  ScriptedModel model(config);
+  const std::vector<int32_t> seven = {1, 2, 3, 4, 5, 6, 7};
+  Tokens(&model, PlanBuilder(1).Admit(0, seven).Run(0, 0, seven, {0, 1}).NextGroup({0, 1}));
+  // Position 7 sees 4 and later: from this step on block 0 of the window is given up.
+  CHECK(Tokens(&model, PlanBuilder(2).Admit(1, {9, 9}).Run(1, 0, {9, 9}, {2}).NextGroup({0})) ==
+        std::vector<int32_t>{9});
+  PlanBuilder next(3);
+  std::string what;
+  SUBCASE("a block in the window") {
+    next.Admit(2, {9}).Run(2, 0, {9}, {3}).NextGroup({1});
+    what = "slot 2 writes to block 1 of group 1, which slot 0 holds";
+  }
+  SUBCASE("the full group gives nothing up") {
+    next.Admit(2, {9}).Run(2, 0, {9}, {0}).NextGroup({3});
+    what = "slot 2 writes to block 0 of group 0, which slot 0 holds";
+  }
+  SUBCASE("a reused prefix without what it sees") {
+    next.Admit(2, {1, 2, 3, 4, 5}).Run(2, 4, {5}, {0, 3}).NextGroup({0, 3});
+    what =
+        "slot 2 starts at position 4, but block 0 of group 1 does not hold the KV of its tokens "
+        "at position 1";
+  }
+  SUBCASE("no block where one is seen") {
+    next.Admit(2, {1, 2, 3, 4, 5}).Run(2, 4, {5}, {0, 3}).NextGroup({kNoBlock, 3});
+    what = "slot 2 gets block -1 of group 1, the pool has 8";
+  }
+  SUBCASE("a block where none is seen") {
+    next.Admit(2, {1, 2, 3, 4, 5, 6, 7, 8}).Run(2, 7, {8}, {0, 1}).NextGroup({4, 1});
+    what = "slot 2 gets block 4 of group 1 below its window";
+  }
+  SUBCASE("a group too few") {
+    next.Admit(2, {9}).Run(2, 0, {9}, {3});
+    what = "it has 1 KV groups, the model 2";
+  }
+  CheckBroken(&model, next, what);
+}
+
 TEST_CASE("scripted model: log probabilities and logits by their formulas") {
   ScriptedModel model(SmallConfig());
   const auto result = model.Run(PlanBuilder(1)
@@ -329,6 +376,13 @@ TEST_CASE("scripted config: every fault of it names the key") {
   CHECK(error(R"({"vocab_size": 0})") ==
         "scripted worker: vocab_size is 0, expected an integer between 1 and 2147483647");
   CHECK(error(R"({"step_us": "5"})").find("step_us is \"5\"") != std::string::npos);
+  CHECK(error(R"({"kv_groups": [{"kind": "round"}]})") ==
+        "scripted worker: kv_groups[0].kind is \"round\", expected \"full\", \"sliding\" or "
+        "\"chunked\"");
+  CHECK(error(R"({"kv_groups": [{"kind": "sliding", "num_blocks": 4}]})") ==
+        "scripted worker: kv_groups[0] needs num_blocks, and a window unless it is full");
+  CHECK(error(R"({"kv_groups": [{"blocks": 4}]})") ==
+        "scripted worker: unknown key 'kv_groups[0].blocks'");
   CHECK(error(R"({"emit": "sing"})") ==
         "scripted worker: emit is \"sing\", expected \"echo\", \"count\" or \"constant\"");
   CHECK(error(R"({"end_ids": [1, -1]})").find("end_ids[1] is -1") != std::string::npos);

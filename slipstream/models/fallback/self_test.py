@@ -70,12 +70,13 @@ def _served(decoder: FallbackDecoder, sequences: list[_Sequence]) -> list[torch.
     """Logits of every token: one ``[tokens, vocab]`` for each sequence."""
     spec = decoder.spec
     shape = KvShape(spec.num_layers, spec.num_kv_heads, _PER_BLOCK, spec.head_dim, decoder.dtype)
-    attention = PagedSdpa(KvCache(shape, 8, decoder.device), spec.num_heads, spec.scores)
+    cache, layers = KvCache(shape, 8, decoder.device), range(spec.num_layers)
+    attention = PagedSdpa([cache], [layers], spec.num_heads, spec.scores)
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]
     for counts in _STEPS:
         first = [sequence.computed for sequence in sequences]
         batch = BatchLayout(
-            np.array(counts), np.array(first), np.array([s.blocks for s in sequences], np.int32)
+            np.array(counts), np.array(first), np.array([[s.blocks for s in sequences]], np.int32)
         )
         pieces = list(zip(sequences, counts, strict=True))
         tokens = [s.tokens[s.computed : s.computed + count] for s, count in pieces]

@@ -18,6 +18,7 @@ from slipstream import _core
 
 VOCAB = 50
 END_ID = 7
+MAX_SEQ_LEN = 200
 MILLISECOND = 1_000_000
 
 
@@ -33,13 +34,26 @@ class Sent:
     done: int = 0
 
 
+def random_groups(rng: random.Random, block: int, max_num_tokens: int) -> list[_core.KvGroup]:
+    """At times one full group, else windows beside or without it, with tight pools."""
+    groups = [_core.KvGroup("full", rng.randint(2, 40))] if rng.random() < 0.7 else []
+    for _ in range(rng.choice([0, 1, 1, 2]) if groups else rng.choice([1, 2])):
+        kind, window = rng.choice(["sliding", "chunked"]), rng.randint(1, 20)
+        # What CheckKvGroups asks for: a window, the block behind it, the chunks of a step.
+        least = (window - 1 + block - 2) // block + 2
+        least = min(least + max_num_tokens // block, -(-MAX_SEQ_LEN // block))
+        if groups and groups[0].kind == "full":
+            least = min(least, groups[0].num_blocks)
+        groups.append(_core.KvGroup(kind, least + rng.choice([0, 1, 3, 10]), window))
+    return groups
+
+
 class Harness:
     """An Engine, a strict worker, and what every request must have received at the end."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.block = rng.choice([1, 2, 4, 8])
-        self.num_blocks = rng.randint(2, 40)
         config = _core.ExecutorConfig()
         config.max_num_seqs = rng.randint(1, 6)
         config.max_num_tokens = rng.choice([1, 3, 8, 64])
@@ -54,12 +68,14 @@ class Harness:
         config.max_queue_requests = 0
         config.max_restarts = 1000
         self.config = config
+        self.groups = random_groups(rng, self.block, config.max_num_tokens)
+        self.num_blocks = self.groups[0].num_blocks
         self.worker = self.new_worker()
         info = _core.WorkerInfo()
         info.vocab_size = VOCAB
-        info.max_seq_len = 200
-        info.num_blocks = self.num_blocks
+        info.max_seq_len = MAX_SEQ_LEN
         info.tokens_per_block = self.block
+        info.kv_groups = self.groups
         self.engine = _core.Engine(config, info)
         self.now = 1
         self.sent: dict[int, Sent] = {}
@@ -67,7 +83,7 @@ class Harness:
         self.last_step = 0
 
     def new_worker(self) -> ModelWorker:
-        return ModelWorker(self.num_blocks, self.block, VOCAB)
+        return ModelWorker(self.groups, self.block, VOCAB)
 
     def submit(self) -> None:
         rng = self.rng
@@ -98,7 +114,8 @@ class Harness:
             self.sent[number] = request
 
     def never_fits(self, request: Sent) -> bool:
-        too_long = len(request.prompt) + request.max_new - 1 > self.num_blocks * self.block
+        length = len(request.prompt) + request.max_new - 1
+        too_long = self.groups[0].kind == "full" and length > self.num_blocks * self.block
         whole = not self.config.enable_chunked_prefill
         return too_long or (whole and len(request.prompt) > self.config.max_num_tokens)
 
@@ -172,7 +189,7 @@ class Harness:
         for request in self.sent.values():
             assert request.done == 1
             assert sorted(request.reasons) == list(range(request.n))
-            full = expected_output(request.prompt, request.max_new, VOCAB, END_ID)
+            full = expected_output(request.prompt, request.max_new, VOCAB, self.groups, END_ID)
             for index, reason in request.reasons.items():
                 tokens = request.tokens[index]
                 assert tokens == full[: len(tokens)]

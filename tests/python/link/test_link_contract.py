@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import deque
 
@@ -11,7 +12,19 @@ import pytest
 
 from slipstream import _core
 
-SCRIPT = '{"vocab_size": 40, "num_blocks": 24, "tokens_per_block": 4, "max_seq_len": 64}'
+SCRIPT = {"vocab_size": 40, "num_blocks": 24, "tokens_per_block": 4, "max_seq_len": 64}
+FULL = {"kind": "full", "num_blocks": 24}
+GROUPS = {
+    "full": [FULL],
+    "full and sliding": [FULL, {"kind": "sliding", "window": 9, "num_blocks": 22}],
+    "full and two windows": [
+        FULL,
+        {"kind": "sliding", "window": 6, "num_blocks": 21},
+        {"kind": "chunked", "window": 10, "num_blocks": 22},
+    ],
+    "chunked": [{"kind": "chunked", "window": 16, "num_blocks": 16}],
+    "sliding": [{"kind": "sliding", "window": 11, "num_blocks": 16}],
+}
 
 
 def random_prompt(rng: random.Random) -> list[int]:
@@ -20,11 +33,12 @@ def random_prompt(rng: random.Random) -> list[int]:
     return stem + [rng.randrange(3, 9) for _ in range(rng.randrange(1, 6))]
 
 
+@pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("policy", ["GUARANTEED_NO_EVICT", "MAX_UTILIZATION"])
 @pytest.mark.parametrize("seed", range(6))
-def test_every_plan_is_good_and_every_stream_is_exact(policy, seed):
+def test_every_plan_is_good_and_every_stream_is_exact(policy, seed, groups):
     rng = random.Random(seed)
-    model = _core.ScriptedModel(SCRIPT)
+    model = _core.ScriptedModel(json.dumps({**SCRIPT, "kv_groups": GROUPS[groups]}))
     config = _core.ExecutorConfig()
     config.policy = getattr(_core.SchedulerPolicy, policy)
     config.max_num_seqs = rng.choice([2, 5, 8])
@@ -70,5 +84,7 @@ def test_every_plan_is_good_and_every_stream_is_exact(policy, seed):
     assert len(prompts) > 100
     for request, (prompt, count) in prompts.items():
         assert got[request] == [prompt[i % len(prompt)] for i in range(count)]
-    if policy == "MAX_UTILIZATION" and config.max_num_seqs > 2:
+    # Five sequences fill the full group's pool, eight any of the others.
+    enough = 5 if FULL in GROUPS[groups] else 8
+    if policy == "MAX_UTILIZATION" and config.max_num_seqs >= enough:
         assert engine.metrics()["preemptions"] > 0

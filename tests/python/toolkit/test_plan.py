@@ -169,6 +169,69 @@ def test_the_spec_says_what_the_memory_holds(checkpoint: Path) -> None:
     assert facts.kv_bytes_per_token("bfloat16") == 2 * 2 * 2 * 128 * 2
 
 
+# Three layers see 24 positions, the fourth all of them.
+WINDOWED = {
+    **CONFIG,
+    "architectures": ["Gemma3ForCausalLM"],
+    "head_dim": 8,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    "sliding_window": 24,
+}
+PER_LAYER = 2 * 2 * 8 * 2  # bytes of a token
+
+
+@pytest.fixture
+def windowed(checkpoint: Path, configure: Configure) -> Configure:
+    (checkpoint / "config.json").write_text(json.dumps(WINDOWED))
+    sizes = {"tokens_per_block": 8, "max_num_seqs": 3, "max_num_tokens": 16}
+    return lambda **options: configure(**sizes, **options)
+
+
+def test_layers_with_a_window_take_what_they_can_use(windowed: Configure) -> None:
+    """A sequence has its window in up to 4 blocks of 8 and 1 to go on in; a step adds 2."""
+    plan = make_plan(windowed(kv_cache_tokens=800), memory(1 << 20))
+    full, window = plan.groups
+    assert (full.num_layers, full.num_blocks, full.bytes_per_block) == (1, 100, 8 * PER_LAYER)
+    assert (window.num_layers, window.num_blocks) == (3, 3 * 5 + 2)
+    assert window.bytes_per_block == 3 * 8 * PER_LAYER
+    assert plan.kv_bytes == (100 + 17 * 3) * 8 * PER_LAYER
+    rows = plan.rows()
+    of = [value for label, value in rows if label == "KV cache of"]
+    assert of == [
+        "1 layer with full attention: 100 blocks = 800 tokens = 50.0 KiB",
+        "3 layers with a window of 24: 17 blocks = 136 tokens = 25.5 KiB",
+    ]
+    assert ("KV cache", "75.5 KiB") in rows
+    assert "128 tokens; 3 of that length fit at once" in dict(rows)["longest request"]
+
+
+def test_the_full_group_gets_what_windows_leave(windowed: Configure) -> None:
+    block = 8 * PER_LAYER
+    plan = make_plan(windowed(kv_cache_bytes=(17 * 3 + 40) * block + 1), memory(1 << 20))
+    assert [group.num_blocks for group in plan.groups] == [40, 17]
+    scarce = make_plan(windowed(kv_cache_bytes=40 * block), memory(1 << 20))
+    assert [group.num_blocks for group in scarce.groups] == [10, 10]
+
+
+def test_a_window_that_no_request_outgrows_is_none(windowed: Configure) -> None:
+    plan = make_plan(windowed(kv_cache_tokens=800, max_seq_len=24), memory(1 << 20))
+    assert [(group.kind, group.num_layers) for group in plan.groups] == [("full", 4)]
+    assert [label for label, _ in plan.rows()].count("KV cache") == 1
+
+
+def test_a_model_of_windows_alone(checkpoint: Path, configure: Configure) -> None:
+    config = {**CONFIG, "architectures": ["MistralForCausalLM"], "sliding_window": 24}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    sizes = {"tokens_per_block": 8, "max_num_seqs": 3, "max_num_tokens": 16}
+    block = 8 * PER_TOKEN
+    plan = make_plan(configure(kv_cache_bytes=30 * block, **sizes), memory(1 << 20))
+    assert [(group.kind, group.num_blocks) for group in plan.groups] == [("sliding", 30)]
+    assert make_plan(configure(kv_cache_tokens=8, **sizes), memory(1 << 20)).num_blocks == 7
+    with pytest.raises(PlanError, match="one block of 8 tokens takes 1.0 KiB, and 7 are needed"):
+        make_plan(configure(kv_cache_bytes=6 * block, **sizes), memory(1 << 20))
+
+
 def test_what_the_worker_refuses_is_not_planned(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "hidden_act": "mish"}))
     with pytest.raises(CheckpointError, match="checkpoint: config.json: hidden_act is 'mish'"):
@@ -190,7 +253,10 @@ def test_both_implementations_take_the_same_memory(configure: Configure, checkpo
     config = configure(kv_cache_tokens=64)
     model = config.model.model_copy(update={"model_impl": "transformers"})
     forced = config.model_copy(update={"model": model})
-    assert make_plan(forced, memory(1 << 20)) == make_plan(config, memory(1 << 20))
+    ours, theirs = make_plan(config, memory(1 << 20)), make_plan(forced, memory(1 << 20))
+    assert type(ours.facts.spec) is not type(theirs.facts.spec)
+    assert ours.rows() == theirs.rows()
+    assert ours.groups == theirs.groups
 
 
 def test_code_of_a_checkpoint_does_not_run_for_a_plan(checkpoint: Path) -> None:

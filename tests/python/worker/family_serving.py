@@ -37,11 +37,17 @@ class Served:
         """``options`` of the worker's configuration."""
         model = case.make_model().to(dtype)
         model.save_pretrained(path)
-        return cls(model, load_runner(path, kv_cache_tokens=2048, **options), path)
+        # Windowed pools of 72 blocks: a batch of the tests goes through them more than once.
+        sizes = {"kv_cache_tokens": 2048, "max_num_seqs": 9, "max_num_tokens": PROMPT}
+        return cls(model, load_runner(path, **{**sizes, **options}), path)
 
     def driver(self, seed: int = 0) -> Driver:
-        self.runner.cache.pool.fill_(float("nan"))  # whatever a test before this one left
+        self.forget()  # whatever a test before this one left
         return Driver(self.runner, seed)
+
+    def forget(self) -> None:
+        for cache in self.runner.caches:
+            cache.pool.fill_(float("nan"))
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         with torch.inference_mode():

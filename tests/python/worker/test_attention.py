@@ -68,16 +68,16 @@ class Sequences:
         blocks = self.random.permutation(len(lengths) * width).astype(np.int32)
         self.table = blocks.reshape(len(lengths), width)
         shape = KvShape(len(scores), KV_HEADS, BLOCK, DIM, torch.float32)
-        cache = KvCache(shape, blocks.size, torch.device("cpu"))
-        cache.pool.fill_(float("nan"))
-        self.attention = PagedSdpa(cache, HEADS, scores)
+        self.cache = KvCache(shape, blocks.size, torch.device("cpu"))
+        self.cache.pool.fill_(float("nan"))
+        self.attention = PagedSdpa([self.cache], [range(len(scores))], HEADS, scores)
 
     def step(self, counts: dict[int, int], sinks: torch.Tensor | None) -> None:
         """Computes the next ``counts[i]`` tokens of sequences i."""
         taken = list(counts)
         first = np.array([self.done[i] for i in taken])
         plan = self.attention.plan(
-            BatchLayout(np.array(list(counts.values())), first, self.table[taken])
+            BatchLayout(np.array(list(counts.values())), first, self.table[None, taken])
         )
         parts = [self.qkv[i][self.done[i] : self.done[i] + n] for i, n in counts.items()]
         for layer in range(len(self.scores)):
@@ -135,7 +135,7 @@ def test_what_a_mask_hides_is_not_read() -> None:
     batch = Sequences([40], [SCORES["sliding"]], seed=3)
     batch.step({0: 30}, None)
     gone = torch.from_numpy(batch.table[0, : (31 - 7) // BLOCK].astype(np.int64))
-    batch.attention.cache.pool[:, gone] = float("nan")
+    batch.cache.pool[:, gone] = float("nan")
     for _ in range(4):
         batch.step({0: 1}, None)
     batch.step({0: 6}, None)

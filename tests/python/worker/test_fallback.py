@@ -79,7 +79,7 @@ def test_a_worker_says_the_same_of_both(tmp_path: Path) -> None:
 def test_half_precision(case: Case, tmp_path: Path) -> None:
     """As near to transformers in float32 as its own bfloat16 is, or half as near again."""
     served = Served.of(case, tmp_path, torch.bfloat16, model_impl="transformers")
-    assert served.runner.cache.shape.dtype == torch.bfloat16
+    assert served.runner.caches[0].shape.dtype == torch.bfloat16
     prompt = random_tokens(PROMPT, seed=4)
     exact = case.make_model().to(torch.bfloat16).float()
     with torch.inference_mode():

@@ -5,8 +5,18 @@
 from __future__ import annotations
 
 import pytest
+from family_cases import WINDOW
 from family_serving import PROMPT, STEPS, Served, context_logits, random_tokens
 from worker_testing import Driver, PlanBuilder, TestSequence
+
+
+def test_layers_with_a_window_have_a_pool_of_its_size(served: Served) -> None:
+    masks = {scores.mask for scores in served.runner.decoder.spec.scores}
+    assert {group.mask for group in served.runner.groups} == masks
+    for group, cache in zip(served.runner.groups, served.runner.caches, strict=True):
+        assert cache.shape.num_layers == len(group.layers)
+        windowed = group.mask.kind != "full" and len(masks) > 1
+        assert cache.num_blocks == (9 * (WINDOW // 4 + 2) + 18 if windowed else 512)
 
 
 def run(
@@ -74,9 +84,9 @@ def test_greedy_after_a_reused_prefix(served: Served) -> None:
     driver = served.driver()
     shared = random_tokens(48, seed=5)
     prompts = [shared + random_tokens(length, seed=length) for length in (3, 30)]
-    first = TestSequence(0, list(prompts[0]))
+    first = TestSequence(0, list(prompts[0]), kept=48 // 4)
     run(driver, [first], [len(prompts[0])])
-    second = TestSequence(1, list(prompts[1]), computed=48, blocks=first.blocks[: 48 // 4])
+    second = driver.reuse(1, prompts[1], first, 48)
     (generated,) = run(driver, [second], [len(prompts[1])])
     served.assert_greedy(prompts[1], generated)
 
@@ -86,7 +96,7 @@ def test_greedy_when_preempted(served: Served) -> None:
     driver = served.driver()
     prompt = random_tokens(PROMPT, seed=6)
     (before,) = run(driver, [TestSequence(0, list(prompt))], [PROMPT])
-    driver.runner.cache.pool.fill_(float("nan"))
+    served.forget()
     resumed = TestSequence(1, prompt + before[:25])
     (after,) = run(driver, [resumed], [PROMPT], chunk=13)
     served.assert_greedy(prompt, after)

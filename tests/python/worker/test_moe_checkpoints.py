@@ -194,9 +194,10 @@ def test_blocks_of_latents_are_copied_in_part(saved) -> None:
 @pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3", "gpt_oss"])
 def test_the_plan_knows_what_the_worker_caches(saved, name: str) -> None:
     _, path = saved(name)
-    shape = load_runner(path).cache.shape
+    shapes = [cache.shape for cache in load_runner(path).caches]
     facts = read_checkpoint(str(path))
-    assert shape.bytes_per_block == shape.tokens_per_block * facts.kv_bytes_per_token("float32")
+    per_token = facts.kv_bytes_per_token("float32")
+    assert sum(s.bytes_per_block for s in shapes) == shapes[0].tokens_per_block * per_token
     expected = {"gpt_oss": 2 * 4 * 16}.get(name, 20 + 8)
     assert facts.kv_bytes_per_token("float32") == 2 * expected * 4
 

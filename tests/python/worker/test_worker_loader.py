@@ -213,7 +213,7 @@ def test_a_checkpoint_with_a_tokenizer_has_the_exported_table(copy_of):
     ("overrides", "message"),
     [
         ({"max_num_seq": 3}, "unknown key 'max_num_seq', the nearest is 'max_num_seqs'"),
-        ({"frame_version": 2}, "frame_version is 2: the executor speaks frames 2, this worker 1"),
+        ({"frame_version": 3}, "frame_version is 3: the executor speaks frames 3, this worker 2"),
         ({"dtype": "int8"}, "dtype is 'int8': Input should be 'auto'"),
         ({"device": "tpu"}, "device is 'tpu': expected auto, cpu, cuda or cuda:N"),
         ({"tokens_per_block": 0}, "tokens_per_block is 0: Input should be greater than or equal"),
@@ -233,15 +233,15 @@ def test_kv_cache_sizes(checkpoint):
     path = checkpoint("gqa").path
     per_block = 3 * 2 * 2 * 4 * 16 * 4
     by_bytes = load_runner(path, kv_cache_tokens=0, kv_cache_bytes=10 * per_block + 5)
-    assert by_bytes.cache.shape.bytes_per_block == per_block
-    assert by_bytes.cache.num_blocks == 10
-    assert by_bytes.cache.pool.nbytes == 10 * per_block
+    assert by_bytes.caches[0].shape.bytes_per_block == per_block
+    assert by_bytes.caches[0].num_blocks == 10
+    assert by_bytes.caches[0].pool.nbytes == 10 * per_block
     both = load_runner(path, kv_cache_tokens=41, kv_cache_bytes=1)
-    assert both.cache.num_blocks == 11
+    assert both.caches[0].num_blocks == 11
     with pytest.raises(ConfigError, match=f"kv_cache_bytes leaves 99 .*tokens takes {per_block}"):
         load_runner(path, kv_cache_tokens=0, kv_cache_bytes=99)
     share = load_runner(path, kv_cache_tokens=0, kv_cache_fraction=0.01)
-    assert share.cache.num_blocks > 1000
+    assert share.caches[0].num_blocks > 1000
 
 
 def test_max_seq_len_is_bounded_by_the_checkpoint(checkpoint):

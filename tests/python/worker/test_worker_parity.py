@@ -68,7 +68,7 @@ def test_every_chunk_size(checkpoint):
             rows += list(logits_of(driver.runner.step(plan.build()), VOCAB)[0])
             plan = driver.new_plan()
         assert_close(np.stack(rows), expected)
-        driver.free += sequence.blocks
+        driver.release(sequence)
 
 
 def test_chunks_longer_than_a_tile_at_an_offset(checkpoint):
@@ -170,7 +170,7 @@ def test_partial_block_copies(checkpoint):
 def test_stale_values_in_blocks_do_not_matter(checkpoint, chunk):
     reference = checkpoint("gqa")
     runner = load_runner(reference.path)
-    runner.cache.pool.fill_(float("nan"))
+    runner.caches[0].pool.fill_(float("nan"))
     driver = Driver(runner, seed=10)
     prompts = [random_tokens(n, seed=n) for n in (6, 18, 31)]
     plan = driver.new_plan()

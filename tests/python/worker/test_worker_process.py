@@ -106,9 +106,10 @@ def test_a_whole_conversation(checkpoint, executor):
     hello, fractions = executor.hello()
     assert hello["vocab_size"] == 211
     assert hello["max_seq_len"] == 2048
-    assert hello["num_blocks"] == 64
     assert hello["tokens_per_block"] == 4
-    assert hello["bytes_per_block"] == 3 * 2 * 2 * 4 * 16 * 4
+    assert hello["kv_groups"] == [
+        {"kind": "full", "window": 0, "num_blocks": 64, "bytes_per_block": 3 * 2 * 2 * 4 * 16 * 4}
+    ]
     assert hello["end_ids"] == [2, 7]
     assert hello["pad_id"] == -1
     assert hello["wants_history"] is False

@@ -51,7 +51,7 @@ def test_same_seed_same_tokens_alone_and_in_a_batch_of_64(driver):
     plan = driver.new_plan()
     for sequence in sequences:
         plan.retire(sequence.slot)
-        driver.free += sequence.blocks
+        driver.release(sequence)
     driver.runner.step(plan.build())
     for seed, tokens in enumerate(np.array(together).T.tolist()):
         alone, _ = driver.generate(prompts[seed], 16, slot=seed, chunk=5, **sampled_params(seed))
@@ -134,7 +134,7 @@ def test_a_sequence_that_turns_non_finite_fails_alone(driver):
     plan.seq(0, [4, 5, 6], 0, [0]).seq(1, [4, 5, 6], 0, [1])
     good = driver.runner.step(plan.build())
     assert good.status.tolist() == [SeqStatus.OK, SeqStatus.OK]
-    driver.runner.cache.pool[:, 0] = float("nan")
+    driver.runner.caches[0].pool[:, 0] = float("nan")
     plan = driver.new_plan().seq(0, [-1], 3, []).seq(1, [-1], 3, [])
     result = driver.runner.step(plan.build())
     assert result.status.tolist() == [SeqStatus.NON_FINITE, SeqStatus.OK]

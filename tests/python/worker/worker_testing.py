@@ -43,7 +43,7 @@ class PlanBuilder:
 
     def __init__(self, step_id: int = 1) -> None:
         self.step_id = step_id
-        self._seqs: list[tuple[int, list[int], int, list[int], int]] = []
+        self._seqs: list[tuple[int, list[int], int, list[list[int]], int]] = []
         self._copies: list[tuple[int, int, int, int]] = []
         self._admitted: list[np.ndarray] = []
         self._retired: list[int] = []
@@ -84,8 +84,11 @@ class PlanBuilder:
         first: int,
         new_blocks: Sequence[int] = (),
         flags: int = SeqFlag.SAMPLE,
+        later_groups: Sequence[Sequence[int]] = (),
     ) -> PlanBuilder:
-        self._seqs.append((slot, list(tokens), first, list(new_blocks), int(flags)))
+        """``new_blocks``: of the first KV group; of the others as many."""
+        groups = [list(blocks) for blocks in (new_blocks, *later_groups)]
+        self._seqs.append((slot, list(tokens), first, groups, int(flags)))
         return self
 
     def copy(self, source: int, target: int, num_tokens: int) -> PlanBuilder:
@@ -100,15 +103,19 @@ class PlanBuilder:
         def u32(values: list[int]) -> np.ndarray:
             return np.array(values, np.uint32)
 
+        num_groups = max((len(seq[3]) for seq in self._seqs), default=1)
         return StepPlan(
             step_id=self.step_id,
+            num_groups=num_groups,
             slot=u32([seq[0] for seq in self._seqs]),
             num_tokens=u32([len(seq[1]) for seq in self._seqs]),
             first_position=u32([seq[2] for seq in self._seqs]),
-            num_new_blocks=u32([len(seq[3]) for seq in self._seqs]),
+            num_new_blocks=u32([len(seq[3][0]) for seq in self._seqs]),
             flags=u32([seq[4] for seq in self._seqs]),
             token_ids=np.array([t for seq in self._seqs for t in seq[1]], np.int32),
-            new_block_ids=np.array([b for seq in self._seqs for b in seq[3]], np.int32),
+            new_block_ids=np.array(
+                [b for g in range(num_groups) for seq in self._seqs for b in seq[3][g]], np.int32
+            ),
             copies=np.array(self._copies, frames.BLOCK_COPY),
             admitted=(
                 np.concatenate(self._admitted)
@@ -124,6 +131,7 @@ def encode_step(plan: StepPlan) -> list[memoryview]:
     """The STEP payload of a plan."""
     header = np.zeros(1, frames.STEP_HEADER)
     header["step_id"] = plan.step_id
+    header["num_groups"] = plan.num_groups
     arrays = []
     for name, dtype, count in frames.STEP_ARRAYS:
         header[count] = getattr(plan, name).size
@@ -184,7 +192,8 @@ def load_runner(path: Path | str, **overrides: Any) -> ModelRunner:
 class TestSequence:
     """A sequence as the executor sees it: tokens known, positions computed, blocks held.
 
-    ``announced`` of the blocks are in plans already; blocks that it starts with are reused ones.
+    ``blocks[g]`` is its table in the g-th KV group; ``announced`` entries are in plans already.
+    Blocks that it starts with are reused ones. Of the ``kept`` first blocks others make use.
     """
 
     __test__ = False
@@ -192,19 +201,23 @@ class TestSequence:
     slot: int
     tokens: list[int]
     computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+    blocks: list[list[int]] = field(default_factory=list)
     announced: int = 0
+    kept: int = 0
 
 
 class Driver:
-    """Runs sequences on a ModelRunner, with blocks handed out in random order."""
+    """Runs sequences on a ModelRunner, with blocks handed out in random order.
+
+    What a window has passed is given away at once, and overwritten with NaN for good measure.
+    """
 
     def __init__(self, runner: ModelRunner, seed: int = 0) -> None:
         self.runner = runner
-        self.per_block = runner.cache.shape.tokens_per_block
+        self.per_block = runner.caches[0].shape.tokens_per_block
         self.vocab = runner.decoder.spec.vocab_size
         self.random = np.random.default_rng(seed)
-        self.free = self.random.permutation(runner.cache.num_blocks).tolist()
+        self.free = [self.random.permutation(c.num_blocks).tolist() for c in runner.caches]
         self._steps = 0
 
     def start(self, plan: PlanBuilder, slot: int, prompt: Sequence[int], **params: Any):
@@ -214,6 +227,35 @@ class Driver:
     def new_plan(self) -> PlanBuilder:
         self._steps += 1
         return PlanBuilder(self._steps)
+
+    def first_block(self, group: int, position: int) -> int:
+        """The first block that ``position`` sees."""
+        mask = self.runner.groups[group].mask
+        return int(mask.first_visible(np.int64(position))) // self.per_block
+
+    def reuse(self, slot: int, prompt: Sequence[int], other: TestSequence, count: int):
+        """A sequence that starts with ``count`` tokens that another one computed."""
+        tables = []
+        for group, blocks in enumerate(other.blocks):
+            unseen = self.first_block(group, count)
+            tables.append([frames.NO_BLOCK] * unseen + blocks[unseen : count // self.per_block])
+        return TestSequence(slot, list(prompt), computed=count, blocks=tables, kept=len(tables[0]))
+
+    def release(self, sequence: TestSequence) -> None:
+        """Takes back all blocks; the slot must be retired before they are used again."""
+        for free, blocks in zip(self.free, sequence.blocks, strict=True):
+            free += [block for block in blocks[sequence.kept :] if block != frames.NO_BLOCK]
+        sequence.blocks = []
+
+    def _give_up(self, sequence: TestSequence) -> None:
+        for group, blocks in enumerate(sequence.blocks):
+            passed = range(sequence.kept, self.first_block(group, sequence.computed))
+            for i in passed:
+                if blocks[i] == frames.NO_BLOCK:
+                    continue
+                self.runner.caches[group].pool[:, blocks[i]] = float("nan")
+                self.free[group].insert(0, blocks[i])
+                blocks[i] = frames.NO_BLOCK
 
     def add(
         self,
@@ -226,14 +268,17 @@ class Driver:
     ) -> None:
         """Schedules the next ``count`` known tokens; samples if none is left after them."""
         first, end = sequence.computed, sequence.computed + count
-        while len(sequence.blocks) * self.per_block < end:
-            sequence.blocks.append(self.free.pop())
-        new = sequence.blocks[sequence.announced :]
-        sequence.announced = len(sequence.blocks)
+        sequence.blocks = sequence.blocks or [[] for _ in self.free]
+        self._give_up(sequence)
+        for blocks, free in zip(sequence.blocks, self.free, strict=True):
+            while len(blocks) * self.per_block < end:
+                blocks.append(free.pop())
+        new, *later = (blocks[sequence.announced :] for blocks in sequence.blocks)
+        sequence.announced = len(sequence.blocks[0])
         tokens = [frames.TOKEN_FROM_SLOT] if from_slot else sequence.tokens[first:end]
         if flags is None:
             flags = SeqFlag.SAMPLE if end == len(sequence.tokens) else 0
-        plan.seq(sequence.slot, tokens, first, new, flags)
+        plan.seq(sequence.slot, tokens, first, new, flags, later)
         sequence.computed = end
 
     def generate(
@@ -255,5 +300,5 @@ class Driver:
             generated += results[-1].tokens.tolist()
             plan = self.new_plan()
         self.runner.step(plan.retire(slot).build())
-        self.free += sequence.blocks
+        self.release(sequence)
         return generated, results
