@@ -45,12 +45,14 @@ void ReadText(FieldReader* in, TokenizerRequest* request) {
     }
     request->text = *query;
     if (!chat.empty()) {
-      in->Fail(Status::InvalidArgument("CHAT_OPTIONS: has no meaning without MESSAGES"));
+      in->Fail(Status::InvalidArgument(
+          "CHAT_OPTIONS (chat_options): has no meaning without MESSAGES (messages)"));
     }
     return;
   }
   if (!query.value_or("").empty()) {
-    in->Fail(Status::InvalidArgument("QUERY: must be empty when MESSAGES is given"));
+    in->Fail(Status::InvalidArgument(
+        "QUERY (text_input): must be empty when MESSAGES (messages) is given"));
   }
   request->messages = ParseJson("MESSAGES", messages, nlohmann::json::value_t::array, in);
   if (!chat.empty()) {
@@ -125,7 +127,7 @@ StatusOr<TokenizedRow> PromptTokenizer::Tokenize(const RequestData& request, int
   auto reply = pool_->Tokenize(ask);
   if (!reply.ok()) return reply.status();
   if (reply->ids.empty()) {
-    return Status::InvalidArgument("QUERY: has no tokens; at least 1 is needed");
+    return Status::InvalidArgument("QUERY (text_input): has no tokens; at least 1 is needed");
   }
   result.ids = std::move(reply->ids);
   result.stop_words = std::move(reply->words[kStop]);

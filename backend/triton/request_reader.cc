@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "executor/word_list.h"
 #include "triton/field_reader.h"
+#include "triton/nearest_name.h"
 #include "triton/tensor_table.h"
 
 namespace slipstream::triton {
@@ -198,13 +200,26 @@ void ReadPriority(const RequestData& request, FieldReader* in, RequestSpec* spec
   in->Set("priority", &spec->priority);
 }
 
-// The earlier of timeout_ms and Triton's own request timeout.
+// Triton's own timeout in microseconds. gRPC and HTTP's infer hand it to the server, HTTP's
+// generate leaves it among the parameters. 0 = none.
+uint64_t TimeoutUs(const RequestData& request, FieldReader* in) {
+  const auto parameter = request.parameters().find("timeout");
+  if (parameter == request.parameters().end()) return request.timeout_us();
+  char* end = nullptr;
+  const long long value = std::strtoll(parameter->second.c_str(), &end, 10);
+  if (parameter->second.empty() || *end != '\0' || value < 0) {
+    in->Fail(Status::InvalidArgument("timeout: '" + parameter->second +
+                                     "' is not a number of microseconds, at least 0"));
+    return 0;
+  }
+  return static_cast<uint64_t>(value);
+}
+
+// The earlier of timeout_ms and Triton's timeout.
 void ReadDeadline(const RequestData& request, TimeNs now, FieldReader* in, RequestSpec* spec) {
-  if (request.timeout_us() > 0) {
+  if (const uint64_t timeout_us = TimeoutUs(request, in); timeout_us > 0) {
     const uint64_t longest = static_cast<uint64_t>(kNever - now) / 1000;
-    if (request.timeout_us() < longest) {
-      spec->deadline = now + static_cast<TimeNs>(request.timeout_us() * 1000);
-    }
+    if (timeout_us < longest) spec->deadline = now + static_cast<TimeNs>(timeout_us * 1000);
   }
   const std::optional<int32_t> timeout = in->Int32("timeout_ms");
   if (!timeout.has_value()) return;
@@ -283,7 +298,32 @@ StatusOr<RequestSpec> ReadRow(const RequestData& request, int64_t row,
   return spec;
 }
 
-Status CheckParameters(const RequestData& request) {
+// What a request may carry beside tensors. HTTP's generate puts every key that is no input here, so
+// that a misspelt input must be an error. Keys of Triton's own and of its clients mean nothing
+// here.
+Status CheckParameterNames(const RequestData& request, const ReaderSettings& settings) {
+  static constexpr std::string_view kKnown[] = {"request_type", "priority", "cache_salt",
+                                                "timeout"};
+  static constexpr std::string_view kForeign[] = {"triton_", "sequence_", "binary_data", "headers",
+                                                  "id"};
+  for (const auto& [name, value] : request.parameters()) {
+    const auto begins = [&name = name](std::string_view with) { return name.rfind(with, 0) == 0; };
+    if (std::find(std::begin(kKnown), std::end(kKnown), name) != std::end(kKnown) ||
+        std::any_of(std::begin(kForeign), std::end(kForeign), begins)) {
+      continue;
+    }
+    std::vector<std::string_view> names(std::begin(kKnown), std::end(kKnown));
+    for (const TensorRow& row : InputRows(settings.pipeline ? Role::kPipeline : Role::kLlm)) {
+      names.emplace_back(row.name);
+    }
+    return Status::InvalidArgument(name + ": neither an input nor a parameter of this model; the " +
+                                   "nearest is '" + std::string(NearestName(name, names)) + "'");
+  }
+  return Status::Ok();
+}
+
+Status CheckParameters(const RequestData& request, const ReaderSettings& settings) {
+  if (Status s = CheckParameterNames(request, settings); !s.ok()) return s;
   const auto type = request.parameters().find("request_type");
   if (type == request.parameters().end() || type->second == "context_and_generation") {
     return Status::Ok();
@@ -310,7 +350,7 @@ StatusOr<bool> IsStop(const RequestData& request) {
 // `tokenized`: null when the request itself has the tokens.
 StatusOr<LlmRequest> ReadRows(const RequestData& request, std::vector<TokenizedRow>* tokenized,
                               const ReaderSettings& settings, TimeNs now) {
-  if (Status s = CheckParameters(request); !s.ok()) return s;
+  if (Status s = CheckParameters(request, settings); !s.ok()) return s;
   LlmRequest result;
   auto plan = ReadResponsePlan(request, settings);
   if (!plan.ok()) return plan.status();

@@ -70,6 +70,15 @@ def make_local(config: SlipstreamConfig) -> SlipstreamConfig:
     return config.model_copy(update={"model": model})
 
 
+def _ending_when_dead(config: SlipstreamConfig) -> SlipstreamConfig:
+    """A server of one model that cannot be brought back has nothing left to serve, and what
+    supervises it sees only that it ended."""
+    if "exit_on_fatal" in config.worker.model_fields_set:
+        return config
+    worker = config.worker.model_copy(update={"exit_on_fatal": True})
+    return config.model_copy(update={"worker": worker})
+
+
 def prepare(
     config: SlipstreamConfig,
     repository: Path,
@@ -82,7 +91,7 @@ def prepare(
 
     Raises the errors of config, repository and server; each message says what to do.
     """
-    config = make_local(resolve(config))
+    config = _ending_when_dead(make_local(resolve(config)))
     if config.worker.worker == "process" and config.model.load_format != "dummy":
         try:
             table(make_plan(config).rows(), "memory plan")
@@ -98,6 +107,7 @@ def prepare(
         log=log,
         exit_timeout_s=server.exit_timeout_s,
         log_verbose=server.log_verbose,
+        wait_for_idle=config.repository.ensemble == "steps",
         extra=extra,
     )
     return Prepared(config, repository, options, tuple(NAMING[config.repository.naming].values()))

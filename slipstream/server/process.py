@@ -50,6 +50,7 @@ class ServerOptions:
     log: Path
     exit_timeout_s: int = 35
     log_verbose: int = 0
+    wait_for_idle: bool = True  # before it is told to exit: see TritonProcess.drain
     extra: tuple[str, ...] = ()
 
 
@@ -189,10 +190,14 @@ class TritonProcess:
         return not any(float(value) > 0 for value in _LIVE_REQUESTS.findall(text))
 
     def drain(self) -> None:
-        """Waits until no request is left, at most the exit time-out, then asks for the exit.
+        """Asks for the exit, which refuses new requests and lets running ones finish.
 
+        With ``wait_for_idle`` it first waits until no request is left, at most the exit time-out:
         tritonserver 2.51 cuts off streams through an ensemble of steps when it is told to exit.
         """
+        if not self._options.wait_for_idle:
+            self.terminate()
+            return
         deadline = time.monotonic() + self._options.exit_timeout_s
         quiet = 0
         while self._process.poll() is None and time.monotonic() < deadline:

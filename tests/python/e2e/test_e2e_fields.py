@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import urllib.error
+import urllib.request
 from typing import Any
 
 import grpc
@@ -195,3 +198,48 @@ def test_required_inputs_of_llm(scripted: Server, name: str) -> None:
         infer(scripted.grpc, "unary", fields)
     assert caught.value.code() is INVALID
     assert name in str(caught.value.details())
+
+
+@pytest.mark.parametrize(
+    ("model", "nearest"),
+    [("unary", "temperature"), ("unary_ensemble", "temperature"), ("unary_steps", "temperature")],
+)
+def test_unknown_parameters_are_refused_with_the_nearest_name(
+    scripted: Server, model: str, nearest: str
+) -> None:
+    """HTTP's generate makes a parameter of every key that is no input: a typo must not pass."""
+    good = {"text_input": "a fox", "max_tokens": 2}
+    if model == "unary":
+        good = {"input_ids": [5, 6], "input_lengths": 2, "request_output_len": 2}
+    status, body = post_generate(scripted.http, model, good | {"temprature": 0.5})
+    assert (status, "temprature: neither an input nor a parameter" in body) == (400, True), body
+    assert f"the nearest is '{nearest}'" in body
+
+
+@pytest.mark.parametrize("model", ["unary", "unary_ensemble", "unary_steps"])
+def test_triton_s_timeout_counts_over_http_too(scripted: Server, model: str) -> None:
+    good = {"text_input": "a fox", "max_tokens": 1500}
+    if model == "unary":
+        good = {"input_ids": [5, 6], "input_lengths": 2, "request_output_len": 1500}
+    status, body = post_generate(scripted.http, model, good | {"end_id": -1, "timeout": 20_000})
+    assert status != 200
+    assert "deadline (timeout) passed" in body
+    status, body = post_generate(scripted.http, model, good | {"timeout": -1})
+    assert (status, "timeout: '-1' is not a number of microseconds" in body) == (400, True), body
+
+
+def test_an_ensemble_without_max_tokens_is_refused(scripted: Server) -> None:
+    status, body = post_generate(scripted.http, "unary_ensemble", {"text_input": "a fox"})
+    assert (status, "max_tokens: this input is required" in body) == (400, True), body
+
+
+def post_generate(host: str, model: str, fields: dict[str, Any]) -> tuple[int, str]:
+    """Status and body of HTTP's generate, errors included."""
+    request = urllib.request.Request(
+        f"http://{host}/v2/models/{model}/generate", json.dumps(fields).encode()
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ from slipstream.worker.config import WorkerConfig
 from slipstream.worker.engine import ModelRunner
 from slipstream.worker.frames import SeqFlag, StepPlan, StepResult
 from slipstream.worker.startup import choose_device, make_runner
+
+# `./scripts/test --gpu` runs the parity tests on a GPU, too.
+DEVICE = os.environ.get("SLIPSTREAM_TEST_DEVICE", "cpu")
 
 DEFAULT_PARAMS: dict[str, Any] = {
     "seed": 0,
@@ -183,7 +187,7 @@ def config(path: Path | str, **overrides: Any) -> WorkerConfig:
 
 def load_runner(path: Path | str, **overrides: Any) -> ModelRunner:
     settings = config(path, **overrides)
-    device = choose_device("cpu" if settings.device == "auto" else settings.device)
+    device = choose_device(DEVICE if settings.device == "auto" else settings.device)
     model = load_served(Path(path), settings.dtype, device, impl=settings.model_impl)
     return make_runner(settings, model)
 
