@@ -67,10 +67,11 @@ class Case:
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", experts_implementation="eager"
         ).eval()
-        if limit := getattr(config, "swiglu_limit", None):
-            for module in model.modules():  # older releases of transformers have it as a constant
-                if hasattr(module, "limit"):
-                    module.limit = limit
+        for name in ("limit", "alpha"):  # older releases of transformers have these as constants
+            if (value := getattr(config, f"swiglu_{name}", None)) is not None:
+                for module in model.modules():
+                    if hasattr(module, name):
+                        setattr(module, name, value)
         generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
         with torch.no_grad():
             for name, parameter in _saved(model).items():
