@@ -302,10 +302,9 @@ StatusOr<RequestSpec> ReadRow(const RequestData& request, int64_t row,
 // that a misspelt input must be an error. Keys of Triton's own and of its clients mean nothing
 // here.
 Status CheckParameterNames(const RequestData& request, const ReaderSettings& settings) {
-  static constexpr std::string_view kKnown[] = {"request_type", "priority", "cache_salt",
-                                                "timeout"};
-  static constexpr std::string_view kForeign[] = {"triton_", "sequence_", "binary_data", "headers",
-                                                  "id"};
+  static constexpr std::string_view kKnown[] = {"request_type", "priority", "cache_salt", "timeout",
+                                                "id"};
+  static constexpr std::string_view kForeign[] = {"triton_", "sequence_", "binary_data"};
   for (const auto& [name, value] : request.parameters()) {
     const auto begins = [&name = name](std::string_view with) { return name.rfind(with, 0) == 0; };
     if (std::find(std::begin(kKnown), std::end(kKnown), name) != std::end(kKnown) ||

@@ -214,6 +214,10 @@ def test_unknown_parameters_are_refused_with_the_nearest_name(
     status, body = post_generate(scripted.http, model, good | {"temprature": 0.5})
     assert (status, "temprature: neither an input nor a parameter" in body) == (400, True), body
     assert f"the nearest is '{nearest}'" in body
+    status, body = post_generate(scripted.http, model, good | {"identity": "x"})
+    assert (status, "identity: neither an input nor a parameter" in body) == (400, True), body
+    status, body = post_generate(scripted.http, model, good | {"id": "mine"})
+    assert status == 200, body
 
 
 @pytest.mark.parametrize("model", ["unary", "unary_ensemble", "unary_steps"])
