@@ -36,7 +36,6 @@ class CheckpointFacts:
 
     parameters: elements of all tensors; the widths in bytes come from the serving dtype.
     stored_dtype: the checkpoint's own, "float32", "bfloat16" or "float16".
-    latent: attention caches one vector of ``head_dim`` a token, not keys and values.
     spec: what a worker reads from the checkpoint.
     """
 
@@ -48,7 +47,11 @@ class CheckpointFacts:
     head_dim: int
     max_seq_len: int
     spec: ServedSpec
-    latent: bool = False
+
+    @property
+    def latent(self) -> bool:
+        """Attention caches one vector of ``head_dim`` a token, not keys and values."""
+        return self.spec.latent_dim is not None
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """What is cached of one token in all layers."""
@@ -188,5 +191,4 @@ def _facts(
         head_dim=spec.head_dim,
         max_seq_len=spec.max_positions,
         spec=spec,
-        latent=spec.latent_dim is not None,
     )
