@@ -25,6 +25,8 @@ HELLO = {
     "model_name": "echo",
     "device": "none",
     "weight_bytes": 0,
+    "expert_layers": [],
+    "num_experts": 0,
     "pid": os.getpid(),
 }
 

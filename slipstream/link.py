@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 
 MAGIC = 0x4D525453  # "STRM"
-VERSION = 2
+VERSION = 3
 MAX_PAYLOAD = 1 << 33
 HEADER = struct.Struct("<IHHQ")  # magic, version, type, payload bytes
 
@@ -40,6 +40,7 @@ class FrameType(IntEnum):
     RESULT = 7
     REQUEST = 8
     REPLY = 9
+    STATS = 10
 
 
 class LinkError(Exception):

@@ -65,7 +65,9 @@ void BindConfig(py::module_& m) {
       .def_readwrite("wants_history", &WorkerInfo::wants_history)
       .def_readwrite("model_name", &WorkerInfo::model_name)
       .def_readwrite("device", &WorkerInfo::device)
-      .def_readwrite("weight_bytes", &WorkerInfo::weight_bytes);
+      .def_readwrite("weight_bytes", &WorkerInfo::weight_bytes)
+      .def_readwrite("expert_layers", &WorkerInfo::expert_layers)
+      .def_readwrite("num_experts", &WorkerInfo::num_experts);
 }
 
 void BindStep(py::module_& m) {
@@ -121,6 +123,19 @@ py::dict HistogramDict(const Histogram& h) {
   return d;
 }
 
+// By layer; both are empty without experts.
+void AddExperts(const ExpertLoad* load, py::dict* metrics) {
+  py::dict tokens, imbalance;
+  for (size_t row = 0; load != nullptr && row < load->layers.size(); ++row) {
+    const auto begin = load->tokens.begin() + static_cast<ptrdiff_t>(row) * load->num_experts;
+    const py::int_ layer(load->layers[row]);
+    tokens[layer] = std::vector<uint64_t>(begin, begin + load->num_experts);
+    imbalance[layer] = load->Imbalance(row);
+  }
+  (*metrics)["expert_tokens"] = tokens;
+  (*metrics)["expert_imbalance"] = imbalance;
+}
+
 }  // namespace
 
 py::dict MetricsDict(const MetricsSnapshot& s) {
@@ -166,6 +181,7 @@ py::dict MetricsDict(const MetricsSnapshot& s) {
   d["e2e_latency_s"] = HistogramDict(s.e2e_latency_s);
   d["input_tokens"] = HistogramDict(s.input_tokens);
   d["output_tokens"] = HistogramDict(s.output_tokens);
+  AddExperts(s.expert_load.get(), &d);
   return d;
 }
 

@@ -106,6 +106,14 @@ py::dict AdmitRecordLayout() {
 
 #undef SLIPSTREAM_FIELD
 
+constexpr std::pair<const char*, FrameType> kFrameTypes[] = {
+    {"CONFIG", FrameType::kConfig},     {"PROGRESS", FrameType::kProgress},
+    {"HELLO", FrameType::kHello},       {"ERROR", FrameType::kError},
+    {"SHUTDOWN", FrameType::kShutdown}, {"STEP", FrameType::kStep},
+    {"RESULT", FrameType::kResult},     {"REQUEST", FrameType::kRequest},
+    {"REPLY", FrameType::kReply},       {"STATS", FrameType::kStats},
+};
+
 py::dict FrameLayout() {
   py::dict layout;
   layout["FrameHeader"] = FrameHeaderLayout();
@@ -119,6 +127,9 @@ py::dict FrameLayout() {
   constants["max_payload"] = kMaxFramePayload;
   constants["token_from_slot"] = kTokenFromSlot;
   layout["constants"] = constants;
+  py::dict types;
+  for (const auto& [name, type] : kFrameTypes) types[name] = static_cast<int>(type);
+  layout["frame_types"] = types;
   return layout;
 }
 
@@ -238,7 +249,7 @@ void BindTokenizerPool(py::module_& m) {
 
 void BindLink(py::module_& m) {
   m.def("frame_layout", &FrameLayout,
-        "{struct: {field: (offset, size)}} of the step link, and its constants.");
+        "{struct: {field: (offset, size)}} of the step link, its constants and frame types.");
   m.def("encode_step", &EncodeStep, py::arg("plan"), "The payload of a STEP frame.");
   m.def(
       "decode_result", &DecodeResultOf, py::arg("payload"), py::arg("step_id"), py::arg("slots"),

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -19,7 +20,10 @@ namespace {
 std::string Offer(const WorkerInfo& info) {
   std::string text = "a vocabulary of " + std::to_string(info.vocab_size) + " and";
   for (const KvGroup& group : info.kv_groups) text += " " + std::to_string(group.num_blocks);
-  return text + " KV blocks of " + std::to_string(info.tokens_per_block) + " tokens";
+  text += " KV blocks of " + std::to_string(info.tokens_per_block) + " tokens";
+  if (info.expert_layers.empty()) return text;
+  return text + ", " + std::to_string(info.num_experts) + " experts in each of " +
+         std::to_string(info.expert_layers.size()) + " layers";
 }
 
 constexpr TimeNs kMillisecond = 1000000;
@@ -116,6 +120,11 @@ Status Executor::Load(const WorkerPort::Progress& progress) {
   }
   engine_ = std::make_unique<Engine>(config_, worker_info_, token_table_);
   limits_ = engine_->limits();
+  if (const std::vector<int32_t>& layers = worker_info_.expert_layers; !layers.empty()) {
+    const int32_t experts = worker_info_.num_experts;
+    expert_load_ = std::make_shared<ExpertLoad>(
+        ExpertLoad{layers, experts, std::vector<uint64_t>(layers.size() * experts)});
+  }
   PublishMetrics();
   return Status::Ok();
 }
@@ -248,7 +257,7 @@ void Executor::PumpResults() {
   for (;;) {
     switch (port_->Receive(&result_, &why)) {
       case WorkerPort::Reply::kNone:
-        return;
+        return AddExpertTokens();
       case WorkerPort::Reply::kFailed:
         return OnWorkerFailure(why);
       case WorkerPort::Reply::kResult: {
@@ -260,6 +269,16 @@ void Executor::PumpResults() {
       }
     }
   }
+}
+
+void Executor::AddExpertTokens() {
+  if (expert_load_ == nullptr) return;
+  const std::vector<uint64_t> computed = port_->TakeExpertTokens();
+  if (computed.empty()) return;
+  auto load = std::make_shared<ExpertLoad>(*expert_load_);
+  std::transform(computed.begin(), computed.end(), load->tokens.begin(), load->tokens.begin(),
+                 std::plus<>());
+  expert_load_ = std::move(load);
 }
 
 void Executor::SendSteps() {
@@ -278,6 +297,7 @@ void Executor::PublishEvents() {
 void Executor::PublishMetrics() {
   MetricsSnapshot snapshot;
   engine_->FillMetrics(&snapshot);
+  snapshot.expert_load = expert_load_;
   std::lock_guard<std::mutex> lock(inbox_->mutex);
   inbox_->waiting = snapshot.waiting;
   inbox_->waiting_tokens = snapshot.waiting_tokens;
@@ -328,7 +348,9 @@ void Executor::AdvanceRecovery(TimeNs now) {
     Status status = info.ok() ? Status::Ok() : info.status();
     if (info.ok() && (info->vocab_size != worker_info_.vocab_size ||
                       !CanReplace(worker_info_.kv_groups, info->kv_groups) ||
-                      info->tokens_per_block != worker_info_.tokens_per_block)) {
+                      info->tokens_per_block != worker_info_.tokens_per_block ||
+                      info->expert_layers != worker_info_.expert_layers ||
+                      info->num_experts != worker_info_.num_experts)) {
       status = Status::Internal("the restarted worker offers " + Offer(*info) + "; it had " +
                                 Offer(worker_info_));
     }

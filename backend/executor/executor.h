@@ -81,6 +81,7 @@ class Executor {
   void Run();
   void DrainInbox(TimeNs now);
   void PumpResults();
+  void AddExpertTokens();
   void SendSteps();
   void PublishEvents();
   void PublishMetrics();
@@ -108,7 +109,8 @@ class Executor {
   // Executor thread only.
   StepPlan plan_;
   StepResult result_;
-  std::deque<TimeNs> sent_at_;  // of the steps in flight
+  std::deque<TimeNs> sent_at_;                     // of the steps in flight
+  std::shared_ptr<const ExpertLoad> expert_load_;  // replaced, never changed; null without experts
   Recovery recovery_ = Recovery::kNone;
   TimeNs retry_at_ = 0;
   int consecutive_failures_ = 0;

@@ -4,7 +4,10 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <vector>
+
+#include "executor/expert_load.h"
 
 namespace slipstream {
 
@@ -20,7 +23,7 @@ struct Histogram {
   void Observe(double value);
 };
 
-// Counters since start and gauges now. Reading it costs one copy; nothing refers back.
+// Counters since start and gauges now. Reading it costs one copy; what it refers to never changes.
 struct MetricsSnapshot {
   // Gauges.
   int32_t running = 0;    // admitted sequences
@@ -61,6 +64,8 @@ struct MetricsSnapshot {
   Histogram e2e_latency_s;
   Histogram input_tokens;   // buckets 10, 50, 100, 500, 1000
   Histogram output_tokens;  // likewise
+  // As far as the worker has told; over all its restarts. Null without experts.
+  std::shared_ptr<const ExpertLoad> expert_load;
 };
 
 // Gives every histogram of a fresh snapshot its buckets.

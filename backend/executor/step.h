@@ -133,6 +133,8 @@ struct WorkerInfo {
   std::string model_name;
   std::string device;
   int64_t weight_bytes = 0;
+  std::vector<int32_t> expert_layers;  // numbers of the layers with experts; empty = none
+  int32_t num_experts = 0;             // of each of them
 };
 
 }  // namespace slipstream

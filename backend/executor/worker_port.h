@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "executor/status.h"
 #include "executor/step.h"
@@ -35,6 +36,10 @@ class WorkerPort {
 
   // Does not block. Results arrive in the order of the plans.
   virtual Reply Receive(StepResult* result, std::string* why) = 0;
+
+  // Tokens that experts computed, as [WorkerInfo::expert_layers, num_experts], as far as Receive
+  // has heard of them since the last call; empty if it has not. Restarts lose none.
+  virtual std::vector<uint64_t> TakeExpertTokens() { return {}; }
 
   // Readable (poll) when Receive has something; changes only in Start. -1 before.
   virtual int fd() const = 0;

@@ -67,6 +67,11 @@ Status MetricsReporter::CreateMetrics(const MetricLabels& base) {
       return s;
     }
   }
+  if (const auto& load = last_.snapshot.expert_load; load != nullptr) {
+    auto experts = ExpertMetrics::Create(base, *load);
+    if (!experts.ok()) return experts.status();
+    experts_ = std::move(experts).value();
+  }
   last_ = MetricsView();
   counted_.assign(metrics_.size(), 0.0);
   return Status::Ok();
@@ -102,6 +107,7 @@ void MetricsReporter::Refresh() {
       for (uint64_t n = 0; n < seen.count; ++n) histograms_[i].Observe(seen.value);
     }
   }
+  if (enabled_ && experts_ != nullptr) experts_->Refresh(view.snapshot.expert_load);
   if (view.snapshot.steps != last_.snapshot.steps &&
       TRITONSERVER_LogIsEnabled(TRITONSERVER_LOG_VERBOSE)) {
     LogMessage(TRITONSERVER_LOG_VERBOSE, MetricsLogLine(view));

@@ -13,6 +13,7 @@
 
 #include "executor/executor.h"
 #include "executor/executor_metrics.h"
+#include "triton/expert_metrics.h"
 #include "triton/metric_handle.h"
 
 namespace slipstream::triton {
@@ -74,10 +75,11 @@ class MetricsReporter {
   const std::function<MetricsView()> read_;
   // Families outlive their metrics: declared first.
   std::vector<std::pair<std::string, std::unique_ptr<MetricFamily>>> families_;
-  std::vector<Metric> metrics_;     // by row
-  std::vector<Metric> histograms_;  // by row
-  std::vector<double> counted_;     // counters: what was reported so far; refresh thread
-  MetricsView last_;                // refresh thread
+  std::vector<Metric> metrics_;             // by row
+  std::vector<Metric> histograms_;          // by row
+  std::unique_ptr<ExpertMetrics> experts_;  // null without experts
+  std::vector<double> counted_;             // counters: what was reported so far; refresh thread
+  MetricsView last_;                        // refresh thread
   bool enabled_ = false;
   std::mutex mutex_;
   std::condition_variable wake_;

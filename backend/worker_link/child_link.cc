@@ -163,8 +163,8 @@ std::string MapReader::Bytes(const char* key) {
   return {bytes.begin(), bytes.end()};
 }
 
-std::vector<int32_t> MapReader::Ids(const char* key) {
-  const json* value = Find(key, "a list of token ids", [](const json& v) {
+std::vector<int32_t> MapReader::Ids(const char* key, const std::string& what) {
+  const json* value = Find(key, ("a list of " + what).c_str(), [](const json& v) {
     return v.is_array() && std::all_of(v.begin(), v.end(), [](const json& item) {
              return item.is_number_unsigned() &&
                     item.get<uint64_t>() <= uint64_t{std::numeric_limits<int32_t>::max()};

@@ -71,7 +71,7 @@ class MapReader {
   bool Boolean(const char* key);
   std::string String(const char* key);
   std::string Bytes(const char* key);
-  std::vector<int32_t> Ids(const char* key);
+  std::vector<int32_t> Ids(const char* key, const std::string& what = "token ids");
   std::vector<nlohmann::json> Maps(const char* key);
   // Notes a fault that only the caller can see.
   void Fail(const char* key, const std::string& problem);

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
 constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMaxExperts = 65536;
 
 KvGroup ReadGroup(MapReader* read) {
   KvGroup group;
@@ -40,6 +41,9 @@ StatusOr<WorkerInfo> ReadHello(const nlohmann::json& hello) {
   info.model_name = read.String("model_name");
   info.device = read.String("device");
   info.weight_bytes = read.Integer("weight_bytes", 0, kInt64Max);
+  info.expert_layers = read.Ids("expert_layers", "layer numbers");
+  info.num_experts = static_cast<int32_t>(
+      read.Integer("num_experts", info.expert_layers.empty() ? 0 : 1, kMaxExperts));
   for (const nlohmann::json& map : read.Maps("kv_groups")) {
     MapReader group(map, "kv_groups in the worker's HELLO");
     info.kv_groups.push_back(ReadGroup(&group));
@@ -84,6 +88,8 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   StatusOr<WorkerInfo> info = ReadHello(hello);
   if (!info.ok()) return info;
   kv_cache_tokens_ = int64_t{info->kv_groups.front().num_blocks} * info->tokens_per_block;
+  const size_t counts = info->expert_layers.size() * static_cast<size_t>(info->num_experts);
+  if (expert_tokens_.size() != counts) expert_tokens_.assign(counts, 0);
   link_ = std::move(link).value();
   const Status watched = WatchLink();
   if (!watched.ok()) {
@@ -127,8 +133,8 @@ WorkerPort::Reply ProcessWorker::Receive(StepResult* result, std::string* why) {
     return Fail(Status::Unavailable("the worker is not running"), why);
   }
   Frame frame;
-  const auto next = link_->channel().Read(&frame);
-  if (!next.ok()) return Fail(link_->Explain(next.status()), why);
+  const auto next = ReadFrame(&frame);
+  if (!next.ok()) return Fail(next.status(), why);
   if (*next == Channel::Next::kNone) {
     // What is buffered is part of a frame: the rest of it will wake the socket.
     if (std::exchange(buffered_set_, false)) buffered_.Clear();
@@ -147,6 +153,41 @@ WorkerPort::Reply ProcessWorker::Receive(StepResult* result, std::string* why) {
   in_flight_.pop_front();
   NoteBuffered();
   return Reply::kResult;
+}
+
+// The next frame that is not a STATS frame: those are added up on the way.
+StatusOr<Channel::Next> ProcessWorker::ReadFrame(Frame* frame) {
+  for (;;) {
+    auto next = link_->channel().Read(frame);
+    if (!next.ok()) return link_->Explain(next.status());
+    if (*next != Channel::Next::kFrame || frame->type != FrameType::kStats) return next;
+    const Status added = AddStats(*frame);
+    if (!added.ok()) return added;
+  }
+}
+
+Status ProcessWorker::AddStats(const Frame& frame) {
+  const StatusOr<nlohmann::json> map = ParseMap(frame);
+  if (!map.ok()) return map.status();
+  MapReader read(*map, "the worker's STATS");
+  const std::string bytes = read.Bytes("expert_tokens");
+  if (const size_t size = expert_tokens_.size() * sizeof(uint64_t); bytes.size() != size) {
+    read.Fail("expert_tokens",
+              "has " + std::to_string(bytes.size()) + " bytes, must have " + std::to_string(size));
+  }
+  if (!read.status().ok()) return read.status();
+  for (size_t i = 0; i < expert_tokens_.size(); ++i) {
+    uint64_t tokens;
+    std::memcpy(&tokens, bytes.data() + i * sizeof tokens, sizeof tokens);
+    expert_tokens_[i] += tokens;
+  }
+  has_expert_tokens_ = true;
+  return Status::Ok();
+}
+
+std::vector<uint64_t> ProcessWorker::TakeExpertTokens() {
+  if (!std::exchange(has_expert_tokens_, false)) return {};
+  return std::exchange(expert_tokens_, std::vector<uint64_t>(expert_tokens_.size()));
 }
 
 void ProcessWorker::NoteBuffered() {

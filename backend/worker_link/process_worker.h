@@ -37,6 +37,7 @@ class ProcessWorker : public WorkerPort {
   StatusOr<WorkerInfo> Start(const Progress& progress) override;
   Status Send(const StepPlan& plan) override;
   Reply Receive(StepResult* result, std::string* why) override;
+  std::vector<uint64_t> TakeExpertTokens() override;
   int fd() const override { return link_ ? epoll_.get() : -1; }
   void Stop() override;
   void Interrupt() override { interrupt_.Set(); }
@@ -45,6 +46,8 @@ class ProcessWorker : public WorkerPort {
 
  private:
   Reply Fail(const Status& status, std::string* why);
+  StatusOr<Channel::Next> ReadFrame(Frame* frame);
+  Status AddStats(const Frame& frame);
   Status WatchLink();
   void NoteBuffered();
 
@@ -62,6 +65,9 @@ class ProcessWorker : public WorkerPort {
   StepEncoder encoder_;
   std::deque<SentStep> in_flight_;
   std::vector<SentStep> spare_;  // capacity to reuse
+  // What STATS frames told since it was last taken, of earlier workers too.
+  std::vector<uint64_t> expert_tokens_;
+  bool has_expert_tokens_ = false;
 };
 
 }  // namespace slipstream

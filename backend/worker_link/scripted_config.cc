@@ -134,6 +134,8 @@ std::map<std::string, Setter> Setters(ScriptedWorkerConfig* c) {
       {"pad_id", Integer(&c->pad_id, -1, kInt)},
       {"model_name", Text(&c->model_name)},
       {"token_table_file", FileContents(&c->token_table)},
+      {"expert_layers", Ids(&c->expert_layers)},
+      {"num_experts", Integer(&c->num_experts, 0, 65536)},
       {"max_num_seqs", Integer(&c->max_num_seqs, 0, 65536)},
       {"max_num_tokens", Integer(&c->max_num_tokens, 0, kInt)},
       {"emit", Rule(&c->emit)},
@@ -168,6 +170,11 @@ Status CheckTogether(const ScriptedWorkerConfig& c) {
   if (c.end_after > 0 && c.end_ids.empty()) {
     return Status::InvalidArgument("scripted worker: end_after is " + std::to_string(c.end_after) +
                                    ", but end_ids is empty");
+  }
+  if (c.expert_layers.empty() != (c.num_experts == 0)) {
+    return Status::InvalidArgument("scripted worker: num_experts is " +
+                                   std::to_string(c.num_experts) + ", expert_layers names " +
+                                   std::to_string(c.expert_layers.size()) + " layers");
   }
   for (size_t i = 0; i < c.kv_groups.size(); ++i) {
     const KvGroup& group = c.kv_groups[i];

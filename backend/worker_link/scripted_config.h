@@ -34,6 +34,11 @@ struct ScriptedWorkerConfig {
   std::string model_name = "scripted";
   std::string token_table;  // bytes; in JSON `token_table_file` names a file that holds them
 
+  // Experts, of which one computes each token in every such layer: that of its position modulo
+  // num_experts.
+  std::vector<int32_t> expert_layers;
+  int32_t num_experts = 0;
+
   // Limits that plans are held to; 0 = none.
   int32_t max_num_seqs = 0;    // slots
   int32_t max_num_tokens = 0;  // tokens of one step

@@ -26,6 +26,8 @@ WorkerInfo ScriptedModel::Info() const {
   info.token_table = config_.token_table;
   info.model_name = config_.model_name;
   info.device = "scripted";
+  info.expert_layers = config_.expert_layers;
+  info.num_experts = config_.num_experts;
   return info;
 }
 
@@ -52,11 +54,25 @@ StatusOr<StepResult> ScriptedModel::Run(const StepPlan& plan) {
   result.generation_rows.assign(n, 0);
   result.tokens.reserve(n);
   for (size_t i = 0; i < n; ++i) Sample(plan, i, &result);
+  CountExperts(plan);
   ++counters_.steps;
   counters_.tokens += static_cast<int64_t>(result.tokens.size());
   counters_.max_seqs = std::max(counters_.max_seqs, static_cast<int32_t>(n));
   result.end_ns = static_cast<uint64_t>(MonotonicNs());
   return result;
+}
+
+void ScriptedModel::CountExperts(const StepPlan& plan) {
+  const auto experts = static_cast<size_t>(config_.num_experts);
+  expert_tokens_.assign(config_.expert_layers.size() * experts, 0);
+  for (size_t i = 0; i < plan.num_seqs(); ++i) {
+    for (uint32_t p = plan.first_position[i]; p < plan.first_position[i] + plan.num_tokens[i];
+         ++p) {
+      for (size_t row = 0; row < config_.expert_layers.size(); ++row) {
+        ++expert_tokens_[row * experts + p % experts];
+      }
+    }
+  }
 }
 
 void ScriptedModel::Sample(const StepPlan& plan, size_t i, StepResult* result) {

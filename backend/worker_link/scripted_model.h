@@ -45,16 +45,20 @@ class ScriptedModel {
 
   const ScriptedWorkerConfig& config() const { return config_; }
   ScriptedCounters counters() const;
+  // What the last Run's experts computed: [expert_layers, num_experts].
+  const std::vector<uint64_t>& expert_tokens() const { return expert_tokens_; }
 
  private:
   int32_t Emit(const CheckedSlot& slot, int32_t index) const;
   void AddLogprobs(const CheckedSlot& slot, int32_t token, int32_t index, StepResult* result) const;
   void AddLogits(uint32_t position, int32_t sampled, StepResult* result) const;
   void Sample(const StepPlan& plan, size_t i, StepResult* result);
+  void CountExperts(const StepPlan& plan);
 
   const ScriptedWorkerConfig config_;
   PlanChecker checker_;
   ScriptedCounters counters_;
+  std::vector<uint64_t> expert_tokens_;
 };
 
 }  // namespace slipstream

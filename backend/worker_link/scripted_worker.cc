@@ -79,6 +79,11 @@ WorkerPort::Reply ScriptedWorker::Receive(StepResult* result, std::string* why) 
   return Reply::kFailed;
 }
 
+std::vector<uint64_t> ScriptedWorker::TakeExpertTokens() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(expert_tokens_, {});
+}
+
 void ScriptedWorker::Stop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -152,6 +157,9 @@ bool ScriptedWorker::ServeNext() {
   const std::lock_guard<std::mutex> lock(mutex_);
   results_.push_back(std::move(result).value());
   counters_ = model_.counters();
+  const std::vector<uint64_t>& tokens = model_.expert_tokens();
+  expert_tokens_.resize(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) expert_tokens_[i] += tokens[i];
   if (results_.size() == 1) ready_.Set();
   return true;
 }

@@ -9,6 +9,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "executor/worker_port.h"
 #include "worker_link/scripted_config.h"
@@ -29,6 +30,7 @@ class ScriptedWorker : public WorkerPort {
   StatusOr<WorkerInfo> Start(const Progress& progress) override;
   Status Send(const StepPlan& plan) override;
   Reply Receive(StepResult* result, std::string* why) override;
+  std::vector<uint64_t> TakeExpertTokens() override;
   int fd() const override { return running_ ? ready_.get() : -1; }
   void Stop() override;
   void Interrupt() override;
@@ -70,6 +72,7 @@ class ScriptedWorker : public WorkerPort {
   std::deque<Sent> plans_;
   std::deque<StepResult> results_;
   ScriptedCounters counters_;
+  std::vector<uint64_t> expert_tokens_;  // not taken yet; empty: none
 };
 
 }  // namespace slipstream

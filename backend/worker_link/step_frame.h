@@ -16,8 +16,12 @@
 // Conversation:
 //   executor -> worker  CONFIG  {slipstream version, frame version, model settings …}
 //   worker -> executor  PROGRESS {fraction, what} …, then HELLO {…WorkerInfo} or ERROR; in HELLO,
-//     kv_groups is a list of {kind, window, num_blocks, bytes_per_block}
+//     kv_groups is a list of {kind, window, num_blocks, bytes_per_block}; expert_layers lists the
+//     layers with num_experts experts each, and is empty for a model without
 //   executor -> worker  STEP …           worker -> executor  RESULT, one per STEP, in order
+//   worker -> executor  STATS {expert_tokens}, after HELLO, about once a second while steps run:
+//     u64[expert_layers, num_experts] as binary, the tokens that each expert computed since the
+//     STATS before; what a worker did not tell before its end is lost
 //   worker -> executor  ERROR {message, traceback} and exit, at any time
 //   executor -> worker  SHUTDOWN {}: the worker exits 0
 // End of file on either side ends the other.
@@ -25,7 +29,7 @@
 namespace slipstream {
 
 inline constexpr uint32_t kFrameMagic = 0x4d525453;  // "STRM"
-inline constexpr uint16_t kFrameVersion = 2;
+inline constexpr uint16_t kFrameVersion = 3;
 inline constexpr uint64_t kMaxFramePayload = uint64_t{1} << 33;
 
 enum class FrameType : uint16_t {
@@ -38,6 +42,7 @@ enum class FrameType : uint16_t {
   kResult = 7,
   kRequest = 8,  // msgpack; tokenizer processes only
   kReply = 9,    // msgpack; tokenizer processes only
+  kStats = 10,   // msgpack
 };
 
 struct FrameHeader {

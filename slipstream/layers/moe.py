@@ -58,6 +58,20 @@ class MoeBlock(nn.Module):
         return out.add_(shared)
 
 
+class LoadReading:
+    """A copy of the counts on its way to the CPU, behind the work that the device has to do."""
+
+    def __init__(self, counts: torch.Tensor) -> None:
+        on_gpu = counts.is_cuda
+        self.counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=on_gpu)
+        self.counts.copy_(counts, non_blocking=on_gpu)
+        self._copied = torch.cuda.current_stream(counts.device).record_event() if on_gpu else None
+
+    def done(self) -> bool:
+        """Whether ``counts`` can be read; does not wait."""
+        return self._copied is None or self._copied.query()
+
+
 class ExpertLoad:
     """Tokens that each expert has computed since the start, by layer.
 
@@ -67,14 +81,19 @@ class ExpertLoad:
     def __init__(self, blocks: Mapping[int, MoeBlock], device: torch.device) -> None:
         """blocks: the model's MoE blocks by layer number, all with as many experts."""
         self.layers = tuple(blocks)
-        experts = max((block.router.spec.num_experts for block in blocks.values()), default=0)
-        self._counts = torch.zeros((len(blocks), experts), dtype=torch.int64, device=device)
+        self.num_experts = max((b.router.spec.num_experts for b in blocks.values()), default=0)
+        shape = (len(blocks), self.num_experts)
+        self._counts = torch.zeros(shape, dtype=torch.int64, device=device)
         for row, block in zip(self._counts, blocks.values(), strict=True):
             block.count_into(row)
 
     def counts(self) -> torch.Tensor:
         """int64 ``[MoE layers, experts]`` on the CPU, rows in the order of ``layers``."""
         return self._counts.cpu().clone()
+
+    def begin_reading(self) -> LoadReading:
+        """``counts()`` as of the steps so far, without waiting for them."""
+        return LoadReading(self._counts)
 
     def imbalance(self) -> list[float]:
         """Per layer, the busiest expert's load over the mean load: 1 is even, the number of experts

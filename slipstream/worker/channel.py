@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ class Channel:
         self._fill(end)
         self._begin = end
         return Frame(frame_type, self._buffer.view(np.uint8)[_HEADER_BYTES:end])
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether a frame, or a part of one, arrives within the time."""
+        return self._end > self._begin or bool(select.select([self._sock], [], [], timeout_s)[0])
 
     def send_map(self, frame_type: FrameType, values: Mapping[str, Any]) -> None:
         self.send(frame_type, [memoryview(msgpack.packb(dict(values)))])

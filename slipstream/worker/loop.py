@@ -5,12 +5,17 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
+from typing import TYPE_CHECKING
 
 from slipstream.link import FrameType
 from slipstream.worker.channel import Channel, Frame
 from slipstream.worker.config import WorkerConfig
 from slipstream.worker.frames import FrameError, encode_result, parse_step
+
+if TYPE_CHECKING:
+    from slipstream.worker.expert_report import ExpertReport
 
 
 def serve(channel: Channel) -> int:
@@ -33,6 +38,7 @@ def _converse(channel: Channel) -> int:
         return 0
     config = WorkerConfig.from_map(_expect(frame, FrameType.CONFIG).map())
     # torch takes a second to import: a bad configuration or an early end should not wait for it.
+    from slipstream.worker.expert_report import ExpertReport
     from slipstream.worker.startup import load_model
 
     def progress(fraction: float, what: str) -> None:
@@ -40,10 +46,27 @@ def _converse(channel: Channel) -> int:
 
     loaded = load_model(config, progress)
     channel.send_map(FrameType.HELLO, loaded.hello)
-    while not _is_end(frame := channel.receive()):
+    load = loaded.runner.expert_load
+    report = ExpertReport(load) if load is not None else None
+    while not _is_end(frame := _next_frame(channel, report)):
         plan = parse_step(_expect(frame, FrameType.STEP).payload)
         channel.send(FrameType.RESULT, encode_result(loaded.runner.step(plan)))
+        if report is not None:
+            report.note_step()
     return 0
+
+
+def _next_frame(channel: Channel, report: ExpertReport | None) -> Frame | None:
+    """Waits for the next frame, and tells meanwhile what experts computed when that is due."""
+    if report is None:
+        return channel.receive()
+    while True:
+        now = time.monotonic()
+        if (tokens := report.take(now)) is not None:
+            channel.send_map(FrameType.STATS, {"expert_tokens": tokens})
+        due_in = report.due_in(now)
+        if due_in is None or channel.wait(due_in):
+            return channel.receive()
 
 
 def _is_end(frame: Frame | None) -> bool:

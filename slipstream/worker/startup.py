@@ -126,6 +126,7 @@ def hello(config: WorkerConfig, runner: ModelRunner, table: bytes) -> dict[str, 
     """The HELLO map."""
     spec = runner.decoder.spec
     path = Path(config.model)
+    load = runner.expert_load
     return {
         "vocab_size": spec.vocab_size,
         "max_seq_len": runner.max_seq_len,
@@ -146,6 +147,8 @@ def hello(config: WorkerConfig, runner: ModelRunner, table: bytes) -> dict[str, 
         "model_name": path.resolve().name if path.is_dir() else config.model,
         "device": str(runner.device),
         "weight_bytes": runner.decoder.weight_bytes,
+        "expert_layers": list(load.layers) if load is not None else [],
+        "num_experts": load.num_experts if load is not None else 0,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "pid": os.getpid(),

@@ -143,6 +143,32 @@ TEST_CASE("streams continue across the deaths of their worker, nothing repeated 
   CHECK(f.executor->health() == Health::kReady);
 }
 
+TEST_CASE("what experts computed is counted over the deaths of the worker") {
+  ExecutorConfig config;
+  config.pipeline_depth = 1;
+  Fixture f(R"({"expert_layers": [0, 2], "num_experts": 8, "die_at_step": 4})", config);
+  const auto before = f.executor->Metrics().expert_load;
+  REQUIRE(static_cast<bool>(before));
+  CHECK(before->layers == std::vector<int32_t>{0, 2});
+  CHECK(before->tokens == std::vector<uint64_t>(16, 0));
+  CHECK(before->Imbalance(1) == 1);
+  REQUIRE(f.executor->Submit(f.Spec(0, 8)).ok());
+  REQUIRE(f.collector.WaitDone(1));
+  CHECK(f.executor->Metrics().worker_restarts == 1);
+  // Answered are 40 + 1 + 1 positions, then, by the next worker, 43 + 1 + 1 + 1 + 1.
+  std::vector<uint64_t> expected(16, 0);
+  for (const size_t end : {42, 47}) {
+    for (size_t position = 0; position < end; ++position) {
+      ++expected[position % 8];
+      ++expected[8 + position % 8];
+    }
+  }
+  const auto after = f.executor->Metrics().expert_load;
+  CHECK(after->tokens == expected);
+  CHECK(after->Imbalance(0) == doctest::Approx(12.0 / (89.0 / 8)));
+  CHECK(before->tokens == std::vector<uint64_t>(16, 0));
+}
+
 TEST_CASE("a worker that hangs is replaced after the watchdog") {
   ExecutorConfig config;
   config.watchdog_ms = 50;

@@ -121,7 +121,7 @@ TEST_CASE("channel: garbage and oversized frames are errors, and cost no memory"
   }
   SUBCASE("version") {
     header.version = 9;
-    expected = "frame version 9, this side 2";
+    expected = "frame version 9, this side 3";
   }
   SendRaw(pair.a.get(), &header, sizeof header);
   const Status status = ReadError(&receiver);

@@ -39,7 +39,7 @@ def receive():
     return kind, read(size)
 def send(kind, payload):
     global held
-    held += struct.pack("<IHHQ", 0x4d525453, 2, kind, len(payload)) + payload
+    held += struct.pack("<IHHQ", 0x4d525453, 3, kind, len(payload)) + payload
     if how == "pairs" and kind == 7 and held.count(struct.pack("<I", 0x4d525453)) < 2:
         return
     link.sendall(held)
@@ -71,6 +71,7 @@ if how == "error":
     send(4, error)
     sys.exit(1)
 # 128 tokens are what HELLO offers: 16 blocks of 8.
+stats = 0
 what = b"\xa6pinned" if b"kv_cache_tokens\xcc\x80" in config else b"\xa7loading"
 send(2, b"\x82\xa8fraction\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xa4what" + what)
 send(3, hello)
@@ -83,6 +84,11 @@ while True:
         sys.exit(1)
     if how == "stuck":
         time.sleep(60)
+    if how == "counts":  # msgpack: {"expert_tokens": 32 bytes, or 24}
+        size = 24 if stats == 2 else 32
+        tokens = struct.pack("<4Q", 1, 2**40, 0, stats)[:size]
+        send(10, b"\x81\xadexpert_tokens\xc4" + bytes([size]) + tokens)
+        stats += 1
     result(payload, 4000000 if how == "large" else 0)
 )";
 
@@ -91,13 +97,19 @@ nlohmann::json Group(const char* kind, int window, int num_blocks) {
 }
 
 nlohmann::json Hello() {
-  return {
-      {"vocab_size", 2000},        {"max_seq_len", 128},
-      {"tokens_per_block", 8},     {"kv_groups", {Group("full", 0, 16), Group("sliding", 24, 9)}},
-      {"end_ids", {2, 3}},         {"pad_id", -1},
-      {"wants_history", true},     {"token_table", nlohmann::json::binary({1, 2, 3})},
-      {"model_name", "test"},      {"device", "cpu"},
-      {"weight_bytes", 5000000000}};
+  return {{"vocab_size", 2000},
+          {"max_seq_len", 128},
+          {"tokens_per_block", 8},
+          {"kv_groups", {Group("full", 0, 16), Group("sliding", 24, 9)}},
+          {"end_ids", {2, 3}},
+          {"pad_id", -1},
+          {"wants_history", true},
+          {"token_table", nlohmann::json::binary({1, 2, 3})},
+          {"model_name", "test"},
+          {"device", "cpu"},
+          {"weight_bytes", 5000000000},
+          {"expert_layers", {1, 4}},
+          {"num_experts", 2}};
 }
 
 std::string Hex(const std::vector<uint8_t>& bytes) {
@@ -263,6 +275,8 @@ TEST_CASE("process worker: handshake and steps") {
   CHECK(info->kv_groups[1].num_blocks == 9);
   CHECK(info->kv_groups[1].bytes_per_block == 64);
   CHECK(info->weight_bytes == 5000000000);
+  CHECK(info->expert_layers == std::vector<int32_t>{1, 4});
+  CHECK(info->num_experts == 2);
   CHECK(info->token_table == std::string("\1\2\3"));
   REQUIRE(worker.Send(Plan(1, 3)).ok());
   REQUIRE(worker.Send(Plan(2, 1)).ok());
@@ -279,6 +293,30 @@ TEST_CASE("process worker: handshake and steps") {
   worker.Stop();
   CHECK(worker.fd() == -1);
   CHECK_FALSE(HasChildren());
+}
+
+TEST_CASE("process worker: tokens of experts add up until they are taken, over a restart, too") {
+  ProcessWorker worker(Config("counts"));
+  REQUIRE(worker.Start(nullptr).ok());
+  StepResult result;
+  std::string why;
+  const auto step = [&](uint64_t id) {
+    REQUIRE(worker.Send(Plan(id, 1)).ok());
+    return AwaitReply(&worker, &result, &why);
+  };
+  using Tokens = std::vector<uint64_t>;
+  constexpr uint64_t kMany = uint64_t{1} << 40;
+  CHECK(worker.TakeExpertTokens().empty());
+  REQUIRE(step(1) == WorkerPort::Reply::kResult);
+  CHECK(worker.TakeExpertTokens() == Tokens{1, kMany, 0, 0});
+  CHECK(worker.TakeExpertTokens().empty());
+  REQUIRE(step(2) == WorkerPort::Reply::kResult);
+  REQUIRE(worker.Start(nullptr).ok());
+  REQUIRE(step(1) == WorkerPort::Reply::kResult);
+  REQUIRE(step(2) == WorkerPort::Reply::kResult);
+  CHECK(worker.TakeExpertTokens() == Tokens{3, 3 * kMany, 0, 2});
+  REQUIRE(step(3) == WorkerPort::Reply::kFailed);
+  CHECK(why == "the worker's STATS: expert_tokens has 24 bytes, must have 32");
 }
 
 TEST_CASE("process worker: large steps and large results cross without a deadlock") {
@@ -347,6 +385,14 @@ TEST_CASE("process worker: a failed start says why") {
   SUBCASE("value out of range") {
     hello["vocab_size"] = 0;
     expected = "the worker's HELLO: vocab_size is 0, must be between 1 and 2147483647";
+  }
+  SUBCASE("layers without experts") {
+    hello["num_experts"] = 0;
+    expected = "the worker's HELLO: num_experts is 0, must be between 1 and 65536";
+  }
+  SUBCASE("wrong type of layers") {
+    hello["expert_layers"] = "all";
+    expected = "the worker's HELLO: expert_layers is not a list of layer numbers";
   }
   SUBCASE("wrong type") {
     hello["end_ids"] = {1, -2};

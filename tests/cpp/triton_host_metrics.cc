@@ -93,8 +93,9 @@ TRITONSERVER_Error* TRITONSERVER_MetricNewWithArgs(TRITONSERVER_Metric** metric,
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
   std::string sample = labels[0]->value + "/" + family->name;
   for (uint64_t i = 2; i < label_count; ++i) {  // after model and version
-    sample += "{" + labels[i]->name + "=\"" + labels[i]->value + "\"}";
+    sample += (i == 2 ? "{" : ",") + labels[i]->name + "=\"" + labels[i]->value + "\"";
   }
+  if (label_count > 2) sample += "}";
   ++g_metrics;
   ++family->metrics;
   *metric = new TRITONSERVER_Metric{family, sample};

@@ -133,5 +133,44 @@ TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go
   CHECK(host::CountAliveMetrics().families == before.families);
 }
 
+std::shared_ptr<const ExpertLoad> Load(std::vector<int32_t> layers, int32_t num_experts,
+                                       std::vector<uint64_t> tokens) {
+  tokens.resize(layers.size() * static_cast<size_t>(num_experts));
+  return std::make_shared<ExpertLoad>(
+      ExpertLoad{std::move(layers), num_experts, std::move(tokens)});
+}
+
+TEST_CASE("metrics: experts show their tokens and how uneven they are") {
+  const auto before = host::CountAliveMetrics();
+  {
+    auto metrics =
+        ExpertMetrics::Create({{"model", "mixture"}, {"version", "1"}}, *Load({0, 3}, 2, {}));
+    REQUIRE_MESSAGE(metrics.ok(), metrics.status().message());
+    auto samples = host::Metrics("mixture");
+    CHECK(samples["slipstream_moe_expert_imbalance{layer=\"3\"}"] == 1);
+    (*metrics)->Refresh(Load({0, 3}, 2, {3, 1, 5, 5}));
+    (*metrics)->Refresh(Load({0, 3}, 2, {3, 1, 20, 5}));
+    samples = host::Metrics("mixture");
+    CHECK(samples["slipstream_moe_expert_imbalance{layer=\"0\"}"] == 1.5);
+    CHECK(samples["slipstream_moe_expert_imbalance{layer=\"3\"}"] == 1.6);
+    CHECK(samples["slipstream_moe_expert_tokens_total{layer=\"0\",expert=\"0\"}"] == 3);
+    CHECK(samples["slipstream_moe_expert_tokens_total{layer=\"3\",expert=\"0\"}"] == 20);
+    CHECK(samples.size() == 2 + 4);
+  }
+  CHECK(host::CountAliveMetrics().metrics == before.metrics);
+  CHECK(host::CountAliveMetrics().families == before.families);
+}
+
+TEST_CASE("metrics: of very many experts only the layers are shown") {
+  const auto load = Load({0, 1, 2}, 1024, {7});
+  auto metrics = ExpertMetrics::Create({{"model", "many"}, {"version", "1"}}, *load);
+  REQUIRE_MESSAGE(metrics.ok(), metrics.status().message());
+  (*metrics)->Refresh(load);
+  const auto samples = host::Metrics("many");
+  CHECK(samples.size() == 3);
+  CHECK(samples.at("slipstream_moe_expert_imbalance{layer=\"0\"}") == 1024);
+  CHECK(samples.at("slipstream_moe_expert_imbalance{layer=\"1\"}") == 1);
+}
+
 }  // namespace
 }  // namespace slipstream::triton

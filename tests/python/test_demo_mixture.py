@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -101,6 +102,22 @@ def test_the_shipped_mixture_answers_exactly_when_served(served, task):
         for example, output in zip(examples, outputs, strict=True)
     ]
     assert sum(exact) >= 18
+
+
+def test_the_load_of_experts_is_among_the_metrics(served):
+    def computed() -> int:
+        return sum(served.metrics()["expert_tokens"][3])
+
+    served.generate([[5, 6, 7]], SamplingParams(max_tokens=2, ignore_eos=True))
+    deadline = time.monotonic() + 30
+    while (before := computed()) == 0:  # the worker tells about once a second
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    metrics = served.metrics()
+    assert list(metrics["expert_tokens"]) == list(metrics["expert_imbalance"]) == list(range(6))
+    assert {sum(tokens) for tokens in metrics["expert_tokens"].values()} == {before}
+    tokens = metrics["expert_tokens"][3]
+    assert metrics["expert_imbalance"][3] == pytest.approx(max(tokens) / (before / EXPERTS))
 
 
 def test_the_shipped_mixture_is_small_and_has_the_same_tokenizer():

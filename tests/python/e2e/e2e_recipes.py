@@ -75,3 +75,16 @@ DRAINED = Recipe(
     overrides=_QUICK_STATISTICS,
     scripted={"emit": "echo", "step_us": PACED_STEP_US},
 )
+
+# For tests that end the worker.
+MIXTURE = Recipe(
+    key="mixture",
+    overrides=_QUICK_STATISTICS
+    | {
+        "model": str(demo_model_path("demo-moe")),
+        "dtype": "float32",
+        "kv_cache_tokens": 4096,
+        "max_num_seqs": 4,
+    },
+    models=("llm",),
+)

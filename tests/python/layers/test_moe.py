@@ -164,6 +164,10 @@ def test_load_counts_every_token_of_every_layer():
                 expected[row, expert] += 1
     counts = load.counts()
     assert torch.equal(counts, expected)
+    reading = load.begin_reading()
+    assert reading.done()
+    assert torch.equal(reading.counts, expected)
     assert load.imbalance() == pytest.approx((expected.amax(1) / (39 * 2 / 6)).tolist())
     blocks[1](torch.ones(1, 12))
     assert torch.equal(counts, expected), "a reading does not change afterwards"
+    assert torch.equal(reading.counts, expected)

@@ -43,6 +43,8 @@ def test_constants_agree():
     assert {kind.name: kind.value for kind in link.FrameType}.items() <= {
         kind.name: kind.value for kind in frames.FrameType
     }.items()
+    types = _core.frame_layout()["frame_types"]
+    assert types == {kind.name: kind.value for kind in frames.FrameType}
     header = link.pack_header(link.FrameType.HELLO, 77)
     assert frames.parse_frame_header(header) == (frames.FrameType.HELLO, 77)
 

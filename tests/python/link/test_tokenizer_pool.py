@@ -169,7 +169,7 @@ def test_the_end_of_the_connection_ends_the_process(process, folder):
     ("changes", "message"),
     [
         ({"tokeniser": "x"}, "unknown key 'tokeniser', nearest 'tokenizer'"),
-        ({"frame_version": 9}, "frame_version is 9, this side speaks 2"),
+        ({"frame_version": 9}, "frame_version is 9, this side speaks 3"),
         ({"tokenizer": ""}, "tokenizer must name a directory or a hub id"),
     ],
 )

@@ -140,8 +140,8 @@ def test_end_of_file_inside_a_frame(pair):
     ("field", "value", "message"),
     [
         ("magic", 7, "frame magic is 0x7, expected 0x4d525453"),
-        ("version", 3, "frame version is 3, this side speaks 2"),
-        ("type", 10, "frame type 10 is unknown"),
+        ("version", 2, "frame version is 2, this side speaks 3"),
+        ("type", 11, "frame type 11 is unknown"),
         ("payload_bytes", (1 << 33) + 1, "frame payload of 8589934593 bytes exceeds 8589934592"),
     ],
 )

@@ -10,6 +10,10 @@ import torch
 from worker_checkpoints import VOCAB
 from worker_testing import Driver, load_runner
 
+from slipstream.layers.experts import ExpertsSpec
+from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
+from slipstream.layers.router import RouterSpec
+
 
 def varied_params(slot: int) -> dict:
     return {
@@ -68,3 +72,22 @@ def test_mixed_steps_repeat(checkpoint):
     assert again == tokens
     assert min(map(len, tokens)) >= 20
     np.testing.assert_array_equal(logprobs, logprobs_again)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_experts_are_counted_without_waiting_for_the_gpu():
+    block = MoeBlock(64, MoeSpec(RouterSpec(8, 2), ExpertsSpec(32)), torch.bfloat16).cuda()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    load = ExpertLoad({0: block}, torch.device("cuda"))
+    with torch.inference_mode():
+        block(torch.randn(50, 64, device="cuda", dtype=torch.bfloat16))
+        torch.cuda._sleep(1_000_000_000)  # cycles: about half a second of work
+        reading = load.begin_reading()
+        assert not reading.done()
+        torch.cuda.synchronize()
+    assert reading.done()
+    assert reading.counts.is_pinned()
+    assert torch.equal(reading.counts, load.counts())
+    assert reading.counts.sum() == 100

@@ -213,7 +213,7 @@ def test_a_checkpoint_with_a_tokenizer_has_the_exported_table(copy_of):
     ("overrides", "message"),
     [
         ({"max_num_seq": 3}, "unknown key 'max_num_seq', the nearest is 'max_num_seqs'"),
-        ({"frame_version": 3}, "frame_version is 3: the executor speaks frames 3, this worker 2"),
+        ({"frame_version": 2}, "frame_version is 2: the executor speaks frames 2, this worker 3"),
         ({"dtype": "int8"}, "dtype is 'int8': Input should be 'auto'"),
         ({"device": "tpu"}, "device is 'tpu': expected auto, cpu, cuda or cuda:N"),
         ({"tokens_per_block": 0}, "tokens_per_block is 0: Input should be greater than or equal"),

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from worker_testing import PlanBuilder, encode_step, parse_result
 
+from slipstream.demo import demo_model_path
 from slipstream.worker import frames
 from slipstream.worker.channel import Channel, Frame
 from slipstream.worker.frames import FrameType, StepPlan, StepResult
@@ -117,6 +119,7 @@ def test_a_whole_conversation(checkpoint, executor):
     assert hello["model_name"] == reference.path.name
     assert hello["device"] == "cpu"
     assert hello["weight_bytes"] == sum(p.nbytes for p in reference.model.parameters())
+    assert (hello["expert_layers"], hello["num_experts"]) == ([], 0)
     assert hello["pid"] == executor.process.pid
     assert fractions == sorted(fractions)
     assert fractions[0] == 0.0
@@ -134,6 +137,24 @@ def test_a_whole_conversation(checkpoint, executor):
     assert tokens[1] == int(reference.logits([*prompt, tokens[0]])[-1].argmax())
     executor.channel.send_map(FrameType.SHUTDOWN, {})
     assert executor.process.wait(TIMEOUT_S) == 0
+
+
+def test_what_experts_computed_is_told_without_being_asked(executor):
+    executor.configure(demo_model_path("demo-moe"))
+    hello, _ = executor.hello()
+    assert (hello["expert_layers"], hello["num_experts"]) == (list(range(6)), 8)
+    tokens = [5, 6, 7, 8, 9]
+    executor.step(PlanBuilder(1).admit(0, prompt_len=5).seq(0, tokens, 0, [1, 2]).build())
+    stats = executor.receive()  # the first is due at once
+    assert stats.type is FrameType.STATS
+    counts = np.frombuffer(stats.map()["expert_tokens"], "<u8").reshape(6, 8)
+    assert counts.sum(1).tolist() == [10] * 6
+    for step in (2, 3):
+        executor.step(PlanBuilder(step).seq(0, [frames.TOKEN_FROM_SLOT], 3 + step).build())
+    stats = executor.receive()  # when its time has come, although no step arrives
+    assert stats.type is FrameType.STATS
+    counts = np.frombuffer(stats.map()["expert_tokens"], "<u8").reshape(6, 8)
+    assert counts.sum(1).tolist() == [4] * 6
 
 
 def test_end_of_file_ends_the_worker(checkpoint, executor):
