@@ -15,6 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+# From this size on, the rows of all experts together leave a CPU's caches between one use and the
+# next, and cost more than what one expert at a time repeats.
+_CACHED_BYTES = 2 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertsSpec:
@@ -86,6 +90,9 @@ class Experts(nn.Module):
         """x: ``[tokens, hidden]``; weights: ``[tokens, top_k]`` in the router's order. Returns the
         weighted sum over each token's experts, ``[tokens, hidden]``."""
         weights = weights.to(x.dtype)
+        row_bytes = x.shape[-1] * x.itemsize
+        if x.is_cpu and dispatch.order.numel() * row_bytes >= _CACHED_BYTES:
+            return self._one_by_one(x, dispatch, weights)
         rows = x[dispatch.tokens]
         if self.spec.weigh_input:
             rows = rows * weights.flatten()[dispatch.order, None]
@@ -97,6 +104,29 @@ class Experts(nn.Module):
         if self.down_bias is not None:
             out += self.down_bias[dispatch.experts]
         return self._combine(out, dispatch, weights)
+
+    def _one_by_one(
+        self, x: torch.Tensor, dispatch: Dispatch, weights: torch.Tensor
+    ) -> torch.Tensor:
+        # A token's experts are added in ascending order, each by one addition, so results repeat.
+        total = torch.zeros(x.shape, dtype=torch.float32)
+        tokens = dispatch.tokens
+        weights = weights.flatten()[dispatch.order, None]
+        for expert, start, end in dispatch.segments():
+            rows = x.index_select(0, tokens[start:end])
+            if self.spec.weigh_input:
+                rows *= weights[start:end]
+            inner = rows @ self.gate_up[expert].t()
+            if self.gate_up_bias is not None:
+                inner += self.gate_up_bias[expert]
+            out = self._activate(inner) @ self.down[expert].t()
+            if self.down_bias is not None:
+                out += self.down_bias[expert]
+            out = out.float()
+            if not self.spec.weigh_input:
+                out *= weights[start:end]
+            total.index_add_(0, tokens[start:end], out)
+        return total.to(x.dtype)
 
     def _activate(self, inner: torch.Tensor) -> torch.Tensor:
         gate, up = inner.chunk(2, dim=-1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from slipstream.layers import experts as experts_module
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
 from slipstream.layers.mlp import MlpSpec
 from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
@@ -97,6 +98,13 @@ SPECS = {
 SPEC = MoeSpec(RouterSpec(6, 2), SPECS["swiglu"])
 
 
+@pytest.fixture(params=["together", "one by one"])
+def way(request, monkeypatch):
+    """How experts are computed on a CPU: as few rows are, and as many are."""
+    monkeypatch.setattr(experts_module, "_CACHED_BYTES", 1 << 40 if request.param[0] == "t" else 0)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("tokens", [1, 2, 40])
 def test_experts_sum_what_each_expert_gives(name, tokens):
@@ -116,6 +124,34 @@ def test_experts_sum_what_each_expert_gives(name, tokens):
         torch.testing.assert_close(out[token].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("way")
+def test_results_repeat():
+    experts = filled(Experts(SPECS["swiglu"], 12, 6, torch.bfloat16), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(300, 12, generator=generator).bfloat16()
+    chosen = torch.rand(300, 6, generator=generator).topk(4).indices
+    weights = torch.rand(300, 4, generator=generator)
+    outs = [experts(x, Dispatch.of(chosen, 6), weights) for _ in range(5)]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_one_by_one_rounds_no_more_than_together(monkeypatch):
+    experts = filled(Experts(SPECS["swiglu"], 64, 6, torch.bfloat16), seed=1)
+    exact = Experts(SPECS["swiglu"], 64, 6, torch.float32).requires_grad_(False)
+    for ours, theirs in zip(exact.parameters(), experts.parameters(), strict=True):
+        ours.copy_(theirs)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(50, 64, generator=generator).bfloat16()
+    dispatch = Dispatch.of(torch.rand(50, 6, generator=generator).topk(4).indices, 6)
+    weights = torch.rand(50, 4, generator=generator).bfloat16().float()
+    expected = exact(x.float(), dispatch, weights)
+    together = (experts(x, dispatch, weights) - expected).abs().mean()
+    monkeypatch.setattr(experts_module, "_CACHED_BYTES", 0)
+    one_by_one = (experts(x, dispatch, weights) - expected).abs().mean()
+    assert 0 < one_by_one < 1.1 * together
+
+
+@pytest.mark.usefixtures("way")
 def test_experts_that_no_token_chose_are_not_read():
     experts = filled(Experts(ExpertsSpec(10), 12, 4, torch.float32), seed=2)
     for unused in (0, 2):
@@ -126,6 +162,7 @@ def test_experts_that_no_token_chose_are_not_read():
     assert experts(torch.ones(2, 12), dispatch, torch.ones(2, 2)).isfinite().all()
 
 
+@pytest.mark.usefixtures("way")
 def test_a_token_is_the_same_alone_and_in_a_batch():
     block = filled(MoeBlock(12, SPEC, torch.float32), seed=3)
     x = torch.randn(30, 12, generator=torch.Generator().manual_seed(4))
