@@ -45,7 +45,7 @@ class TensorFiles:
         self._ignored_parts = tuple(
             part.format(num_layers=num_layers) for part in family.ignored_parts
         )
-        self._where = _find_tensors(path, _FORMATS[:1] if safetensors_only else _FORMATS)
+        self._where = find_tensors(path, safetensors_only=safetensors_only)
         self._prefix = ""
         if not any(name.startswith(family.prefix) for name in self._where):
             self._prefix = family.prefix
@@ -109,9 +109,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _find_tensors(
-    path: Path, formats: tuple[_Format, ...]
+def find_tensors(
+    path: Path, *, safetensors_only: bool = False
 ) -> dict[str, tuple[MappedFile, StoredTensor]]:
+    """Where each tensor of a checkpoint directory lies, by its stored name. Raises CheckpointError
+    naming what is missing, damaged or doubled."""
+    formats = _FORMATS[:1] if safetensors_only else _FORMATS
     for kind in formats:
         index, single = path / kind.index, path / kind.single
         if index.is_file():

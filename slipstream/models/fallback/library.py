@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch import nn
 
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.fallback.bridge import PAGED, register
+from slipstream.models.fallback.stored_weights import stored_weights
 
+_NO_READING_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
 # Kinds of layers, in configurations that list them, that read more of a sequence than its KV.
 _STATEFUL_LAYERS = ("mamba", "linear_attention", "conv", "recurrent", "recurrence", "hybrid")
 
@@ -87,20 +91,18 @@ def load(
     safetensors_only: bool = False,
 ) -> nn.Module:
     """The model with the checkpoint's weights. Raises CheckpointError naming tensors at fault."""
-    from transformers import AutoModelForCausalLM  # costs import time
-
-    register()
+    weights = stored_weights(path, dtype, safetensors_only=safetensors_only)
+    outline: Any = build(config, dtype, torch.device("meta"))
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=PAGED,
-            **_code(config),
-            local_files_only=True,
-            output_loading_info=True,
-            use_safetensors=True if safetensors_only else None,
-        )
+        with _in_turn():
+            loaded: Any = type(outline).from_pretrained(
+                None,
+                config=outline.config,
+                state_dict=weights,
+                dtype=dtype,
+                attn_implementation=PAGED,
+                output_loading_info=True,
+            )
     except Exception as error:  # the library's errors share no base class
         raise CheckpointError(f"{path}: transformers cannot load it: {error}") from error
     model, found = loaded
@@ -117,6 +119,21 @@ def load(
     model.eval().requires_grad_(False)
     module: nn.Module = model.to(device)
     return module
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Makes the library read a tensor when it is its turn: by default, threads read ahead without
+    bound, and what is waiting takes memory. A variable of the environment is the only switch."""
+    before = os.environ.get(_NO_READING_AHEAD)
+    os.environ[_NO_READING_AHEAD] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_READING_AHEAD]
+        else:
+            os.environ[_NO_READING_AHEAD] = before
 
 
 def max_positions(config: Any) -> int:

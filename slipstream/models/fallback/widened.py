@@ -6,24 +6,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+_PIECE = 1 << 20  # elements
 
 _Tensors = dict[str, Any]  # of a module, by name
 
 
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
-    """Inside, every module has its weights in float32 while it runs, and only then.
+    """Inside, every module computes in float32.
 
-    At no time is there more in float32 than the weights of the modules that are running, which
-    is one layer's matrix or one layer's experts.
+    At no time is there more in float32 than the weights of the modules that are running, such as
+    one layer's experts; of plain linear maps it is a piece, and of embeddings the rows that are
+    looked up, since a vocabulary's matrix may be most of a model.
     """
-    hooks = []
+    # One buffer for all: of pieces allocated in turn the allocator would keep many.
+    wide = torch.empty(_PIECE, device=next(model.parameters()).device)
+    hooks, linear = [], []
     for module in model.modules():
-        if any(map(_is_narrow, (*module._parameters.values(), *module._buffers.values()))):
+        if isinstance(module, nn.Embedding) and _is_narrow(module.weight):
+            hooks.append(module.register_forward_hook(lambda _, __, rows: rows.float()))
+        elif _is_plain_linear(module) and _is_narrow(module.weight):
+            module.forward = partial(_linear, module, wide)  # type: ignore[method-assign]
+            linear.append(module)
+        elif any(map(_is_narrow, (*module._parameters.values(), *module._buffers.values()))):
             narrow: list[tuple[_Tensors, _Tensors]] = []
             hooks.append(module.register_forward_pre_hook(_Widen(narrow)))
             hooks.append(module.register_forward_hook(_Restore(narrow), always_call=True))
@@ -32,6 +44,16 @@ def widened(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+        for module in linear:
+            del module.forward
+
+
+def _linear(module: nn.Linear, wide: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    rows = wide.numel() // module.in_features
+    out = x.new_empty(*x.shape[:-1], module.out_features)
+    for piece, into in zip(module.weight.split(rows), out.split(rows, -1), strict=True):
+        into.copy_(F.linear(x, wide[: piece.numel()].view(piece.shape).copy_(piece)))
+    return out if module.bias is None else out + module.bias.float()
 
 
 class _Widen:
@@ -57,6 +79,10 @@ class _Restore:
         while self._narrow:
             owner, held = self._narrow.pop()
             owner.update(held)
+
+
+def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module).forward is nn.Linear.forward
 
 
 def _is_narrow(tensor: torch.Tensor | None) -> bool:

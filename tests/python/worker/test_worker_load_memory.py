@@ -20,34 +20,52 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 HIDDEN, WIDTH, VOCAB, LAYERS = 1024, 2816, 24576, 5
 LIMIT = 1.15
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "hidden_size": HIDDEN,
     "intermediate_size": WIDTH,
     "num_attention_heads": 8,
+    "num_key_value_heads": 8,
     "num_hidden_layers": LAYERS,
     "vocab_size": VOCAB,
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-6,
 }
 
-LOAD = """
+STATUS = """
 import sys, pathlib, torch
+torch.set_num_threads(1)
 
 def status(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+"""
 
+LOAD = f"""{STATUS}
 baseline = status("VmRSS")
 from slipstream.models.checkpoint import Checkpoint
 from slipstream.models.loader import load_decoder
-torch.set_num_threads(1)
 decoder = load_decoder(
     Checkpoint(pathlib.Path(sys.argv[1])), getattr(torch, sys.argv[2]), torch.device("cpu")
 )
+print(baseline, status("VmHWM"), decoder.weight_bytes)
+"""
+
+
+# The library and the code that its forward runs are not the model's: a tiny one brings them in.
+LOAD_FALLBACK = f"""{STATUS}
+from slipstream.models.selection import load_served
+def load(path):
+    return load_served(pathlib.Path(path), sys.argv[2], torch.device("cpu"), impl="transformers")
+
+load(sys.argv[3])
+baseline = status("VmRSS")
+decoder = load(sys.argv[1])
 print(baseline, status("VmHWM"), decoder.weight_bytes)
 """
 
@@ -68,6 +86,17 @@ def tensors(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {f"{name}.weight": values[: math.prod(s)].view(s).clone() for name, s in shapes.items()}
 
 
+def save_shards(path: Path, all_tensors: dict[str, torch.Tensor]) -> None:
+    weight_map = {}
+    for number in range(4):
+        file = f"model-{number}.safetensors"
+        names = list(all_tensors)[number::4]
+        save_file({name: all_tensors[name] for name in names}, path / file)
+        weight_map.update(dict.fromkeys(names, file))
+    index = json.dumps({"weight_map": weight_map})
+    (path / "model.safetensors.index.json").write_text(index)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Makes a checkpoint of some hundred MB in a format, on first use."""
@@ -79,6 +108,8 @@ def folder(tmp_path_factory):
             (path / "config.json").write_text(json.dumps(CONFIG))
             if kind == "bin":
                 torch.save(tensors(dtype), path / "pytorch_model.bin")
+            elif kind == "sharded":
+                save_shards(path, tensors(dtype))
             else:
                 save_file(tensors(dtype), path / "model.safetensors")
         return made[kind, dtype]
@@ -99,9 +130,21 @@ def folder(tmp_path_factory):
     ],
 )
 def test_the_peak_is_the_model_and_little_more(folder, kind, stored, wanted):
-    arguments = [str(folder(kind, stored)), str(wanted).removeprefix("torch.")]
+    check_peak(LOAD, folder(kind, stored), wanted)
+
+
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["safetensors", "sharded", "bin"])
+def test_so_it_is_on_transformers_own_forward(folder, kind, wanted, tmp_path):
+    tiny = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 256, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**CONFIG | tiny)).save_pretrained(tmp_path)
+    check_peak(LOAD_FALLBACK, folder(kind, torch.bfloat16), wanted, tmp_path)
+
+
+def check_peak(script: str, path: Path, wanted: torch.dtype, *more: Path) -> None:
+    arguments = [str(path), str(wanted).removeprefix("torch."), *map(str, more)]
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
     )
     baseline, peak, model = map(int, done.stdout.split())
     assert model > 200e6
