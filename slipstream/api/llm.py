@@ -36,7 +36,7 @@ class LLM:
         max_seq_len: prompt + generated; 0 is the checkpoint's own limit.
         kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory,
             and if that is 0, too, 0.9 of a GPU's or 0.25 of a host's.
-        model_impl: ``native``, ``transformers``, or ``auto``: native where there is one.
+        model_impl: ``native``, ``transformers``, or ``auto``: native where it serves the model.
         policy: ``guaranteed_no_evict`` or ``max_utilization``.
         progress: called with (fraction, what) while the model loads.
 

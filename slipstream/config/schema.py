@@ -55,7 +55,7 @@ class ModelSection(Section):
     model_impl: Literal["auto", "native", "transformers"] = _option(
         "auto",
         "whose forward runs: Slipstream's, or transformers' over the paged cache; auto: "
-        "Slipstream's if it has the architecture",
+        "Slipstream's where it serves the model",
         roles=LLM,
     )
     trust_remote_code: bool = _option(

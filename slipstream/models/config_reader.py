@@ -16,6 +16,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message names the file, field or tensor."""
 
 
+class LackingError(CheckpointError):
+    """A configuration that is in order and asks for what its family lacks and transformers has."""
+
+
 class ConfigReader:
     """Reads fields of one JSON object; ``null`` counts as absent.
 
@@ -141,18 +145,34 @@ class ConfigReader:
 
     def only(self, name: str, *allowed: Any) -> None:
         """Refuses a field that is present with a value other than the allowed ones."""
-        value = self._value(name)
-        if value is not None and value not in allowed:
-            raise self.invalid(name, " or ".join(repr(choice) for choice in allowed) or "absent")
+        if not self._is_one_of(name, allowed):
+            raise self.invalid(name, _choices(allowed))
+
+    def has_only(self, name: str, *served: Any) -> None:
+        """The same for values that transformers honours: raises LackingError."""
+        if not self._is_one_of(name, served):
+            raise self.lacking(name, _choices(served))
 
     def invalid(self, name: str, expected: str) -> CheckpointError:
+        return CheckpointError(self._refusal(name, expected))
+
+    def lacking(self, name: str, served: str) -> LackingError:
+        return LackingError(self._refusal(name, served))
+
+    def _refusal(self, name: str, supported: str) -> str:
         value = self._value(name)
-        return CheckpointError(
-            f"{self._where}{self._name(name)} is {value!r}; supported: {expected}"
-        )
+        return f"{self._where}{self._name(name)} is {value!r}; supported: {supported}"
+
+    def _is_one_of(self, name: str, values: tuple[Any, ...]) -> bool:
+        value = self._value(name)
+        return value is None or value in values
 
     def _name(self, name: str) -> str:
         return self._names.get(name, name)
 
     def _value(self, name: str) -> Any:
         return self._values.get(self._name(name))
+
+
+def _choices(values: tuple[Any, ...]) -> str:
+    return " or ".join(repr(choice) for choice in values) or "absent"

@@ -47,7 +47,7 @@ def read_spec(
     ``windows``: the family's file reads sliding windows; ``rope`` false: it reads rotations;
     ``partial_rope``: ``partial_rotary_factor`` may be below 1. Raises CheckpointError.
     """
-    config.only("quantization_config")
+    config.has_only("quantization_config")
     if not windows:
         config.only("sliding_window")
         config.strings("layer_types", ("full_attention",))
@@ -90,7 +90,7 @@ def rms_norm(config: ConfigReader, default: float = 1e-6) -> NormSpec:
 def read_activation(config: ConfigReader) -> Activation:
     name = config.get("hidden_act", str, "silu")
     if name not in _ACTIVATIONS:
-        raise config.invalid("hidden_act", ", ".join(map(repr, _ACTIVATIONS)))
+        raise config.lacking("hidden_act", ", ".join(map(repr, _ACTIVATIONS)))
     return _ACTIVATIONS[name]
 
 

@@ -32,7 +32,7 @@ def gemma2_spec(config: ConfigReader, architecture: str) -> ArchSpec:
 
 
 def gemma3_spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    config.only("attn_logit_softcapping")
+    config.has_only("attn_logit_softcapping")
     config = config.with_defaults(rope_theta=1e6, max_position_embeddings=131072)
     pattern = config.positive("sliding_window_pattern", 6)
     # Rotations differ by layer, and the checkpoint's limit already counts what they stretch.
@@ -48,7 +48,7 @@ def gemma3_spec(config: ConfigReader, architecture: str) -> ArchSpec:
 
 
 def _spec(config: ConfigReader, architecture: str, *, pattern: int, rope: bool = True) -> ArchSpec:
-    config.only("use_bidirectional_attention", False)
+    config.has_only("use_bidirectional_attention", False)
     config = config.with_names(hidden_act="hidden_activation").with_defaults(
         head_dim=256,
         num_key_value_heads=4,

@@ -30,7 +30,7 @@ _YARN = {
 
 
 def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
-    config.child("quantization_config").only("quant_method", "mxfp4")
+    config.child("quantization_config").has_only("quant_method", "mxfp4")
     config = config.with_values(quantization_config=None).with_defaults(
         attention_bias=True,
         head_dim=64,

@@ -57,7 +57,7 @@ def arch_spec(config: ConfigReader, architecture: str) -> ArchSpec:
 
 def _text_part(config: ConfigReader) -> ConfigReader:
     """The language model of a checkpoint that sees as well."""
-    config.only("quantization_config")
+    config.has_only("quantization_config")
     dtype = config.get("dtype" if config.has("dtype") else "torch_dtype", str, "float32")
     text = config.child("text_config")
     return text if text.has("dtype") else text.with_values(dtype=dtype)

@@ -23,7 +23,7 @@ def read_experts(config: ConfigReader, *names: str) -> tuple[int, int]:
     count, top_k = config.positive(name), config.positive("num_experts_per_tok")
     if top_k > count:
         raise config.invalid("num_experts_per_tok", f"at most {name} ({count})")
-    config.only("hidden_act", "silu")
+    config.has_only("hidden_act", "silu")
     return count, top_k
 
 

@@ -43,8 +43,8 @@ _QWEN3 = {
 
 
 def qwen2_moe(config: ConfigReader, architecture: str) -> ArchSpec:
-    config.only("use_sliding_window", False)
-    config.only("layer_types", ["full_attention"] * config.positive("num_hidden_layers"))
+    config.has_only("use_sliding_window", False)
+    config.has_only("layer_types", ["full_attention"] * config.positive("num_hidden_layers"))
     config = config.with_defaults(**_QWEN2)
     spec = read_spec(config, architecture, norm=rms_norm(config), windows=True)
     spec = spec.with_attention(qkv_bias=config.get("qkv_bias", bool, True), output_bias=False)

@@ -80,7 +80,7 @@ def _read_scaling(config: ConfigReader, rope: ConfigReader, dim: int) -> RopeSca
         return _longrope(config, rope, dim)
     if kind == "yarn":
         return _yarn(config, rope)
-    raise rope.invalid(name, _KINDS)
+    raise rope.lacking(name, _KINDS)
 
 
 def _llama3(config: ConfigReader, rope: ConfigReader) -> Llama3Scaling:
