@@ -63,6 +63,7 @@ StatusOr<StepResult> ScriptedModel::Run(const StepPlan& plan) {
 }
 
 void ScriptedModel::CountExperts(const StepPlan& plan) {
+  if (config_.expert_layers.empty()) return;
   const auto experts = static_cast<size_t>(config_.num_experts);
   expert_tokens_.assign(config_.expert_layers.size() * experts, 0);
   for (size_t i = 0; i < plan.num_seqs(); ++i) {
