@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fallback_cases import FOREIGN
+from fallback_cases import BOTH
 from safetensors.torch import save_file
 from torch import nn
 from worker_testing import load_runner
@@ -57,7 +57,7 @@ def test_views_of_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
-    FOREIGN[0].make_model().save_pretrained(tmp_path)
+    BOTH[0].make_model().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cut off: "):
