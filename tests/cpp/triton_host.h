@@ -16,6 +16,11 @@
 #include "triton/tensor.h"
 #include "triton/triton_abi.h"
 
+struct TRITONSERVER_Parameter {
+  std::string name;
+  std::string value;
+};
+
 // A double of the server's side of Triton's C API, in process: the test binary links it where the
 // backend library is loaded by a server. It keeps to the documented ownership rules and counts what
 // is alive, so that a test sees leaks, double releases and responses after the final one.
@@ -106,6 +111,7 @@ Alive CountAlive();
 struct AliveMetrics {
   int metrics = 0;
   int families = 0;
+  int orphaned = 0;  // writes so far to samples that were deleted through another metric
 };
 AliveMetrics CountAliveMetrics();
 

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cmath>
 
 #include <map>
@@ -9,6 +10,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "triton/histogram_replay.h"
@@ -92,15 +94,20 @@ TEST_CASE(
   CHECK(line["Active Request Count"] == 3);
 }
 
-TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go with the model") {
+MetricsView EmptyView() {
   MetricsView view;
-  view.health = Health::kReady;
   view.snapshot.time_to_first_token_s = Histogram({0.1, 1});
   view.snapshot.inter_token_latency_s = Histogram({0.1, 1});
   view.snapshot.queue_time_s = Histogram({0.1, 1});
   view.snapshot.e2e_latency_s = Histogram({0.1, 1});
   view.snapshot.input_tokens = Histogram({10, 50});
   view.snapshot.output_tokens = Histogram({10, 50});
+  return view;
+}
+
+TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go with the model") {
+  MetricsView view = EmptyView();
+  view.health = Health::kReady;
   view.snapshot.input_tokens.Observe(20);
   std::mutex mutex;
   const auto before = host::CountAliveMetrics();
@@ -131,6 +138,37 @@ TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go
   CHECK(samples["slipstream_time_to_first_token_seconds_sum"] == doctest::Approx(0.25));
   CHECK(host::CountAliveMetrics().metrics == before.metrics);
   CHECK(host::CountAliveMetrics().families == before.families);
+}
+
+TEST_CASE("metrics: a reloaded model shows its own beside the old one that drains") {
+  const auto before = host::CountAliveMetrics();
+  const auto reporter = [](int32_t running, uint64_t steps) {
+    return MetricsReporter::Create("reloaded", 1, 1, [=] {
+      MetricsView view = EmptyView();
+      view.snapshot.running = running;
+      view.snapshot.steps = steps;
+      return view;
+    });
+  };
+  auto old = reporter(1, 10);
+  auto next = reporter(2, 20);
+  CHECK(host::CountAliveMetrics().metrics ==
+        before.metrics + static_cast<int>(MetricRows().size() + HistogramRows().size()));
+  const auto running = [] { return host::Metrics("reloaded")["slipstream_running"]; };
+  for (int i = 0; i < 20000 && running() != 2; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  old.reset();
+  CHECK(running() == 2);
+  auto failed = reporter(3, 30);
+  failed.reset();  // the newest goes first: the other takes the gauges back
+  next.reset();
+  auto samples = host::Metrics("reloaded");
+  CHECK(samples["slipstream_running"] == 2);
+  CHECK(samples["slipstream_steps_total"] == 60);
+  CHECK(host::CountAliveMetrics().metrics == before.metrics);
+  CHECK(host::CountAliveMetrics().families == before.families);
+  CHECK(host::CountAliveMetrics().orphaned == 0);
 }
 
 }  // namespace
