@@ -119,4 +119,19 @@ AliveMetrics CountAliveMetrics();
 // histograms as "…_count" and "…_sum".
 std::map<std::string, double> Metrics(const std::string& model);
 
+// The model repository of a server in explicit control mode, as a backend reaches it from within:
+// unloading only takes note, loading makes the model of the configuration that it is given. Calls
+// on a null server are refused, as in the other modes.
+class Repository {
+ public:
+  Repository();
+  ~Repository();
+  TRITONSERVER_Server* server() { return server_.get(); }
+  // Waits for so many calls: "unload NAME", "load NAME: ERROR". Throws after 20 s.
+  std::vector<std::string> WaitCalls(size_t count);
+
+ private:
+  const std::unique_ptr<TRITONSERVER_Server> server_;
+};
+
 }  // namespace slipstream::triton::host
