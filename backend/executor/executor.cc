@@ -192,6 +192,11 @@ void Executor::Shutdown(bool drain, TimeNs deadline) {
   health_.store(Health::kStopped, std::memory_order_release);
 }
 
+Status Executor::closed_why() const {
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  return inbox_->closed_why;
+}
+
 MetricsSnapshot Executor::Metrics() const {
   std::lock_guard<std::mutex> lock(inbox_->mutex);
   MetricsSnapshot m = inbox_->metrics;

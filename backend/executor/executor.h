@@ -65,6 +65,8 @@ class Executor {
   // (CLOCK_MONOTONIC ns); whatever is left then ends as cancelled (UNAVAILABLE, "shutting down").
   void Shutdown(bool drain, TimeNs deadline);
 
+  // Why requests are refused; ok while they are accepted.
+  Status closed_why() const;
   Health health() const { return health_.load(std::memory_order_acquire); }
   const RequestLimits& limits() const { return limits_; }
   const WorkerInfo& worker_info() const { return worker_info_; }

@@ -40,6 +40,8 @@ StatusOr<std::unique_ptr<ExpertMetrics>> ExpertMetrics::Create(const MetricLabel
 }
 
 Status ExpertMetrics::Add(const MetricLabels& base, const ExpertLoad& load) {
+  layers_ = load.layers;
+  num_experts_ = load.num_experts;
   const bool each = load.tokens.size() <= kMaxExpertSeries;
   for (const int32_t layer : load.layers) {
     const MetricLabels labels = With(base, "layer", layer);
@@ -53,15 +55,18 @@ Status ExpertMetrics::Add(const MetricLabels& base, const ExpertLoad& load) {
   return Status::Ok();
 }
 
-void ExpertMetrics::Refresh(const std::shared_ptr<const ExpertLoad>& load) {
-  if (load == shown_) return;
-  for (size_t row = 0; row < imbalance_.size(); ++row) imbalance_[row].Set(load->Imbalance(row));
-  for (size_t i = 0; i < tokens_.size(); ++i) {
-    const uint64_t before = shown_ == nullptr ? 0 : shown_->tokens[i];
-    if (load->tokens[i] > before)
-      tokens_[i].Increment(static_cast<double>(load->tokens[i] - before));
+bool ExpertMetrics::Fits(const ExpertLoad& load) const {
+  return load.layers == layers_ && load.num_experts == num_experts_;
+}
+
+void ExpertMetrics::Show(const ExpertLoad* before, const ExpertLoad& now, bool gauges) {
+  for (size_t row = 0; gauges && row < imbalance_.size(); ++row) {
+    imbalance_[row].Set(now.Imbalance(row));
   }
-  shown_ = load;
+  for (size_t i = 0; i < tokens_.size(); ++i) {
+    const uint64_t known = before == nullptr ? 0 : before->tokens[i];
+    if (now.tokens[i] > known) tokens_[i].Increment(static_cast<double>(now.tokens[i] - known));
+  }
 }
 
 }  // namespace slipstream::triton

@@ -19,8 +19,9 @@ class ExpertMetrics {
   // `base`: labels of every sample. Counters start from zero whatever `load` holds.
   static StatusOr<std::unique_ptr<ExpertMetrics>> Create(const MetricLabels& base,
                                                          const ExpertLoad& load);
-  // `load`: of the same layers and experts; never changes.
-  void Refresh(const std::shared_ptr<const ExpertLoad>& load);
+  bool Fits(const ExpertLoad& load) const;
+  // Adds what was computed since `before` (null: ever). Gauges are set only if `gauges`.
+  void Show(const ExpertLoad* before, const ExpertLoad& now, bool gauges);
 
  private:
   ExpertMetrics(MetricFamily imbalance, MetricFamily tokens)
@@ -32,7 +33,8 @@ class ExpertMetrics {
   MetricFamily tokens_family_;
   std::vector<Metric> imbalance_;  // by layer
   std::vector<Metric> tokens_;     // by layer and expert; empty above the limit
-  std::shared_ptr<const ExpertLoad> shown_;
+  std::vector<int32_t> layers_;
+  int32_t num_experts_ = 0;
 };
 
 }  // namespace slipstream::triton

@@ -31,8 +31,12 @@ bool HealthWatch::Wait(int milliseconds) {
 
 void HealthWatch::Run() {
   Health last = options_.health();
+  bool withdrawn = false;
   while (Wait(100)) {
     const Health now = options_.health();
+    if (now == Health::kDead && !options_.exit_on_fatal && !withdrawn) {
+      withdrawn = options_.withdraw();
+    }
     if (now == last) continue;
     const std::string line =
         "model " + options_.model + " was " + HealthName(last) + ", is " + HealthName(now);

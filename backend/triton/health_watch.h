@@ -12,9 +12,9 @@
 
 namespace slipstream::triton {
 
-// Logs the changes of a model's health, and ends the process when the model is dead and
-// `exit_on_fatal` is set: a server that cannot serve any more is better restarted, and servers
-// older than TRITONBACKEND_ModelInstanceReady give a backend no other way to say so.
+// Logs the changes of a model's health. When the model is dead it ends the process, if
+// `exit_on_fatal` is set, since a server that cannot serve any more is better restarted; otherwise
+// it has the model withdrawn.
 class HealthWatch {
  public:
   static constexpr int kExitCode = 70;  // EX_SOFTWARE
@@ -23,6 +23,8 @@ class HealthWatch {
     bool exit_on_fatal = false;
     std::function<Health()> health;
     std::function<bool()> idle;  // every client has its last response
+    // Takes the dead model out of the server's readiness; false: to be tried again.
+    std::function<bool()> withdraw;
   };
   explicit HealthWatch(Options options);
   ~HealthWatch();

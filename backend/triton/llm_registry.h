@@ -4,6 +4,9 @@
 
 #include <memory>
 #include <string>
+#include <vector>
+
+#include "triton/model_config.h"
 
 namespace slipstream::triton {
 
@@ -22,7 +25,41 @@ class LlmRegistration final {
   const LlmService* const service_;  // only its address
 };
 
+// The same for a model of role `pipeline` and the `llm` that it hands its requests to.
+class PipelineRegistration final {
+ public:
+  PipelineRegistration(const std::string& llm, const ModelConfig* config);
+  ~PipelineRegistration();
+  PipelineRegistration(const PipelineRegistration&) = delete;
+  PipelineRegistration& operator=(const PipelineRegistration&) = delete;
+
+ private:
+  const ModelConfig* const config_;
+};
+
+// While it lives, a model of role `llm` and this name is being loaded.
+class LlmLoading final {
+ public:
+  explicit LlmLoading(const std::string& name);
+  ~LlmLoading();
+  LlmLoading(const LlmLoading&) = delete;
+  LlmLoading& operator=(const LlmLoading&) = delete;
+
+ private:
+  const std::string name_;
+};
+
 // nullptr if there is none. During a reload there are two of one name: this is the newer one.
 std::shared_ptr<LlmService> FindLlm(const std::string& name);
+
+// Waits while an `llm` of this name is being loaded, or is about to be within `start_ms`; returns
+// at once when there is one.
+void WaitForLlm(const std::string& name, int start_ms);
+
+// Whether the server means this one by its name: no other was loaded since, none is being loaded.
+bool IsCurrentLlm(const std::string& name, const LlmService* service);
+
+// Copies, since they can be unloaded at any time.
+std::vector<ModelConfig> PipelinesOf(const std::string& llm);
 
 }  // namespace slipstream::triton

@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "triton/error.h"
+#include "triton/llm_registry.h"
 #include "triton/process_factory.h"
+#include "triton/withdrawal.h"
 
 namespace slipstream::triton {
 namespace {
@@ -83,7 +85,7 @@ Status LlmService::Load(const ModelConfig& config) {
   reader_.token_table = executor_->token_table();
   delivery_->Start({parameters_.cancellation_check_period_ms, parameters_.flow_window,
                     [this](RequestHandle handle) { executor_->Cancel(handle); }});
-  StartReporting(config.version);
+  StartReporting(config);
   return Status::Ok();
 }
 
@@ -100,10 +102,10 @@ Status LlmService::CheckLoaded() const {
   return Status::Ok();
 }
 
-void LlmService::StartReporting(int64_t version) {
+void LlmService::StartReporting(const ModelConfig& config) {
   const WorkerInfo& worker = executor_->worker_info();
   const bool on_gpu = worker.device.rfind("cuda", 0) == 0;
-  metrics_ = MetricsReporter::Create(name_, version, parameters_.stats_check_period_ms,
+  metrics_ = MetricsReporter::Create(name_, config.version, parameters_.stats_check_period_ms,
                                      [this, on_gpu, weights = worker.weight_bytes] {
                                        return MetricsView{executor_->Metrics(), executor_->health(),
                                                           on_gpu, weights, WallTimeUs()};
@@ -113,7 +115,21 @@ void LlmService::StartReporting(int64_t version) {
   options.exit_on_fatal = parameters_.exit_on_fatal;
   options.health = [this] { return executor_->health(); };
   options.idle = [this] { return delivery_->num_live() == 0; };
+  options.withdraw = [this, config] { return WithdrawAll(config); };
   watch_ = std::make_unique<HealthWatch>(std::move(options));
+}
+
+bool LlmService::WithdrawAll(const ModelConfig& config) const {
+  if (!IsCurrentLlm(name_, this)) return false;
+  const std::string why = executor_->closed_why().message();
+  std::vector<ModelConfig> models = PipelinesOf(name_);
+  models.push_back(config);
+  for (const ModelConfig& model : models) {
+    const Status status = Withdraw(model, why);
+    if (!status.ok())
+      LogWarning("model " + model.name + " stays ready for the server: " + status.message());
+  }
+  return true;
 }
 
 Status LlmService::Ready() const {

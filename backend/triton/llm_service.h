@@ -42,7 +42,8 @@ class LlmService final {
   LlmService(std::string name, LlmParameters parameters);
   Status Load(const ModelConfig& config);
   Status CheckLoaded() const;
-  void StartReporting(int64_t version);
+  void StartReporting(const ModelConfig& config);
+  bool WithdrawAll(const ModelConfig& config) const;
   void Submit(LlmRequest request, std::unique_ptr<ResponseChannel> channel);
 
   const std::string name_;

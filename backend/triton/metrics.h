@@ -13,8 +13,7 @@
 
 #include "executor/executor.h"
 #include "executor/executor_metrics.h"
-#include "triton/expert_metrics.h"
-#include "triton/metric_handle.h"
+#include "triton/model_metrics.h"
 
 namespace slipstream::triton {
 
@@ -52,7 +51,8 @@ const std::vector<HistogramRow>& HistogramRows();
 // The line of the verbose log: one JSON object with the values of all rows that have a log key.
 std::string MetricsLogLine(const MetricsView& view);
 
-// Keeps the metrics of one model up to date, on a thread of its own; deletes them with itself.
+// Keeps the metrics of one model up to date, on a thread of its own; deletes them with
+// itself, unless another model of this name and version shows its own there.
 class MetricsReporter {
  public:
   // `read`: any thread. Metrics that the server does not offer (--allow-metrics=false) are left out
@@ -66,21 +66,15 @@ class MetricsReporter {
 
  private:
   explicit MetricsReporter(std::function<MetricsView()> read) : read_(std::move(read)) {}
-  Status CreateMetrics(const MetricLabels& base);
-  StatusOr<const MetricFamily*> Family(TRITONSERVER_MetricKind kind, const char* name,
-                                       const char* help);
   void Run(int32_t period_ms);
   void Refresh();
+  void Show(const MetricsView& view);
 
   const std::function<MetricsView()> read_;
-  // Families outlive their metrics: declared first.
-  std::vector<std::pair<std::string, std::unique_ptr<MetricFamily>>> families_;
-  std::vector<Metric> metrics_;             // by row
-  std::vector<Metric> histograms_;          // by row
-  std::unique_ptr<ExpertMetrics> experts_;  // null without experts
-  std::vector<double> counted_;             // counters: what was reported so far; refresh thread
-  MetricsView last_;                        // refresh thread
-  bool enabled_ = false;
+  ModelMetrics::Handle metrics_;      // null: the server offers none
+  ExpertMetrics* experts_ = nullptr;  // of metrics_; null without experts
+  std::vector<double> counted_;       // counters: what was reported so far; refresh thread
+  MetricsView last_;                  // refresh thread
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;  // guarded by mutex_

@@ -10,6 +10,7 @@
 #include "triton/role_pipeline.h"
 #include "triton/role_tokenize.h"
 #include "triton/tensor_table.h"
+#include "triton/withdrawal.h"
 
 namespace slipstream::triton {
 namespace {
@@ -24,6 +25,7 @@ StatusOr<std::unique_ptr<Model>> Make(ModelConfig config) {
 }  // namespace
 
 StatusOr<std::unique_ptr<Model>> Model::Create(ModelConfig config) {
+  if (Status s = CheckNotWithdrawn(config); !s.ok()) return s;
   const auto parameter = config.parameters.find("role");
   if (parameter == config.parameters.end()) {
     return Status::InvalidArgument(

@@ -62,7 +62,9 @@ ModelConfig Read(const json& config) {
 
 StatusOr<ModelConfig> ModelConfig::FromJson(std::string_view text) {
   try {
-    return Read(json::parse(text));
+    ModelConfig config = Read(json::parse(text));
+    config.json = text;
+    return config;
   } catch (const std::exception& e) {
     return Status::Internal(std::string("model configuration: ") + e.what());
   }
@@ -79,6 +81,8 @@ StatusOr<ModelConfig> ModelConfig::Of(TRITONBACKEND_Model* model) {
   if (!status.ok()) return status;
   auto config = FromJson(text);
   if (!config.ok()) return config;
+  status = FromTritonError(TRITONBACKEND_ModelServer(model, &config->server));
+  if (!status.ok()) return status;
   uint64_t version = 1;
   status = FromTritonError(TRITONBACKEND_ModelVersion(model, &version));
   if (!status.ok()) return status;

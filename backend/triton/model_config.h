@@ -26,6 +26,9 @@ struct ModelConfig {
   // Set parameters only: an empty value and a placeholder that was never filled ("${…}") both mean
   // that the parameter is not set.
   std::map<std::string, std::string> parameters;
+  // Where it comes from.
+  std::string json;
+  TRITONSERVER_Server* server = nullptr;
 
   // `json`: the ModelConfig message as Triton serializes it.
   static StatusOr<ModelConfig> FromJson(std::string_view json);

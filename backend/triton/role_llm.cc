@@ -13,6 +13,7 @@ StatusOr<std::unique_ptr<LlmModel>> LlmModel::Create(ModelConfig config) {
                                " instances; role llm batches all requests in one executor, the "
                                "limit is 1");
   }
+  const LlmLoading loading(config.name);
   auto service = LlmService::Create(config);
   if (!service.ok()) return service.status();
   return std::unique_ptr<LlmModel>(new LlmModel(std::move(config), std::move(service).value()));

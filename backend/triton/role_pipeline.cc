@@ -4,12 +4,14 @@
 
 #include <vector>
 
-#include "triton/llm_registry.h"
 #include "triton/pipeline_wiring.h"
 #include "triton/tensor_table.h"
 
 namespace slipstream::triton {
 namespace {
+
+// How much later than this model a server may begin to load the `llm`.
+constexpr int kLlmStartMs = 1000;
 
 // Errors on their way to a client who knows the ensemble's names.
 class ClientChannel final : public ResponseChannel {
@@ -38,6 +40,8 @@ StatusOr<std::unique_ptr<PipelineModel>> PipelineModel::Create(ModelConfig confi
   LogWithoutEffect(config.name, parameters->without_effect);
   auto tokenizer = PromptTokenizer::Create(*parameters);
   if (!tokenizer.ok()) return tokenizer.status();
+  // A server loads its models side by side, and this one is not ready before its `llm` is.
+  WaitForLlm(parameters->llm_model_name, kLlmStartMs);
   return std::unique_ptr<PipelineModel>(
       new PipelineModel(std::move(config), std::move(parameters->llm_model_name),
                         std::move(reader).value(), std::move(tokenizer).value()));

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "triton/llm_registry.h"
 #include "triton/llm_service.h"
 #include "triton/model.h"
 #include "triton/prompt_tokenizer.h"
@@ -34,7 +35,8 @@ class PipelineModel final : public Model {
       : Model(std::move(config)),
         llm_name_(std::move(llm_name)),
         reader_(std::move(reader)),
-        tokenizer_(std::move(tokenizer)) {}
+        tokenizer_(std::move(tokenizer)),
+        registration_(llm_name_, &this->config()) {}
 
   StatusOr<std::shared_ptr<LlmService>> Llm() const;
   Status Serve(RequestData&& data, TimeNs arrival, std::unique_ptr<ResponseStream>* stream);
@@ -43,6 +45,7 @@ class PipelineModel final : public Model {
   const std::string llm_name_;
   const ReaderSettings reader_;  // the part that is this model's own
   const std::unique_ptr<PromptTokenizer> tokenizer_;
+  const PipelineRegistration registration_;
 };
 
 }  // namespace slipstream::triton

@@ -112,6 +112,10 @@ Status TokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
   if (!data.ok()) return data.status();
   if (data->cancelled()) return Status::Cancelled("the request was cancelled");
   if (Status s = CheckInputs(Role::kTokenize, *data); !s.ok()) return s;
+  // Optional in the table only so that Triton asks this step of an ensemble at all.
+  if (data->Find("REQUEST_OUTPUT_LEN") == nullptr) {
+    return Status::InvalidArgument("REQUEST_OUTPUT_LEN (max_tokens): this input is required");
+  }
   (*stream)->MarkComputeStart();
   const auto rows = tokenizer_->TokenizeAll(*data);
   if (!rows.ok()) return rows.status();

@@ -184,7 +184,7 @@ std::vector<TensorRow> LlmOutputs() {
 std::vector<TensorRow> TokenizeInputs() {
   return {
       Optional("QUERY", kString, "[1]"),  // or MESSAGES
-      Required("REQUEST_OUTPUT_LEN", kInt32, "[1]"),
+      Optional("REQUEST_OUTPUT_LEN", kInt32, "[1]"),
       Optional("BAD_WORDS_DICT", kString, "[-1]"),
       Optional("STOP_WORDS_DICT", kString, "[-1]"),
       Optional("EMBEDDING_BIAS_WORDS", kString, "[-1]"),

@@ -4,7 +4,9 @@
 
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -62,7 +64,8 @@ bool Watch(int epoll_fd, int fd) {
 
 }  // namespace
 
-ProcessWorker::ProcessWorker(ProcessWorkerConfig config) : config_(std::move(config)) {}
+ProcessWorker::ProcessWorker(ProcessWorkerConfig config)
+    : config_(std::move(config)), load_timeout_ms_(config_.load_timeout_ms) {}
 
 ProcessWorker::~ProcessWorker() { Stop(); }
 
@@ -75,11 +78,12 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   options.config = config_.config;
   options.config["frame_version"] = kFrameVersion;
   if (kv_cache_tokens_ > 0) options.config["kv_cache_tokens"] = kv_cache_tokens_;
-  options.load_timeout_ms = config_.load_timeout_ms;
+  options.load_timeout_ms = load_timeout_ms_;
   options.interrupt_fd = interrupt_.get();
   options.progress = progress;
   options.log = config_.log;
   nlohmann::json hello;
+  const auto start = std::chrono::steady_clock::now();
   auto link = ChildLink::Start(options, &hello);
   if (!link.ok()) {
     interrupt_.Clear();
@@ -87,6 +91,14 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   }
   StatusOr<WorkerInfo> info = ReadHello(hello);
   if (!info.ok()) return info;
+  if (kv_cache_tokens_ == 0) {
+    // Clients wait for a restart, and take a model that restarts for one that serves.
+    const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::steady_clock::now() - start);
+    load_timeout_ms_ =
+        std::min(config_.load_timeout_ms,
+                 std::max(config_.restart_timeout_ms, kRestartFactor * int64_t{took.count()}));
+  }
   kv_cache_tokens_ = int64_t{info->kv_groups.front().num_blocks} * info->tokens_per_block;
   const size_t counts = info->expert_layers.size() * static_cast<size_t>(info->num_experts);
   if (expert_tokens_.size() != counts) expert_tokens_.assign(counts, 0);

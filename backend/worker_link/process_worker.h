@@ -21,6 +21,8 @@ struct ProcessWorkerConfig {
   std::vector<std::string> args = {"-m", "slipstream.worker"};
   nlohmann::json config = nlohmann::json::object();  // the CONFIG frame; frame_version is added
   int64_t load_timeout_ms = 1800000;                 // process start to model loaded
+  // A restart hangs that takes longer than this and than kRestartFactor times the first start.
+  int64_t restart_timeout_ms = 60000;
   int64_t send_timeout_ms = 30000;  // a worker that takes no bytes for so long hangs
   int64_t stop_grace_ms = 2000;     // an idle worker may exit by itself for so long
   LogSink log;                      // tracebacks; may be empty
@@ -45,6 +47,7 @@ class ProcessWorker : public WorkerPort {
   pid_t pid() const { return link_ ? link_->pid() : -1; }
 
  private:
+  static constexpr int64_t kRestartFactor = 4;
   Reply Fail(const Status& status, std::string* why);
   StatusOr<Channel::Next> ReadFrame(Frame* frame);
   Status AddStats(const Frame& frame);
@@ -55,6 +58,7 @@ class ProcessWorker : public WorkerPort {
   // Size of the KV cache once the first start settled it: a restart asks for the same, whatever
   // memory is free then, since requests were accepted against it.
   int64_t kv_cache_tokens_ = 0;
+  int64_t load_timeout_ms_;
   WakeFd interrupt_;
   std::unique_ptr<ChildLink> link_;
   // What fd() gives out: the socket, or frames that were already taken from it (buffered_).

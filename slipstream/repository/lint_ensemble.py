@@ -15,7 +15,7 @@ from slipstream.repository.findings import Report
 from slipstream.repository.lint_model import check_name, check_tensors
 from slipstream.repository.render import BACKEND, is_role
 from slipstream.repository.tensors import INTERFACES
-from slipstream.repository.wiring import STEPS
+from slipstream.repository.wiring import REFUSED_BY_TOKENIZE, STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _check_inputs(
             report.error(where, f"nothing makes {name!r}; the nearest is {near!r}")
             continue
         _check_types(where, signal, entry, report)
-        if signal.optional and not entry.optional:
+        if signal.optional and not entry.optional and name != REFUSED_BY_TOKENIZE:
             report.error(where, f"is required, but {name!r} is optional for clients")
     for name, entry in inputs.items():
         if not entry.optional and name not in step.input_map:

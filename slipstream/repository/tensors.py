@@ -4,7 +4,8 @@
 
 Names, types, dims, order and flags are the wire interface that existing clients rely on. ``dims``
 leave out the batch dimension. A prompt comes as ``QUERY`` (the ensemble's ``text_input``) or as
-chat ``MESSAGES``, so that both are optional here; the backend wants one of them.
+chat ``MESSAGES``, so that both are optional here; the backend wants one of them. It also wants
+``REQUEST_OUTPUT_LEN`` and ``max_tokens``; see ``wiring.REFUSED_BY_TOKENIZE``.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ _LLM_OUTPUTS = (
 _ENSEMBLE_INPUTS = (
     _optional("text_input", "STRING", 1),
     _optional("decoder_text_input", "STRING", 1),
-    Tensor("max_tokens", "INT32", (1,)),
+    _optional("max_tokens", "INT32", 1),
     _optional("num_return_sequences", "INT32", 1),
     _optional("bad_words", "STRING", -1),
     _optional("stop_words", "STRING", -1),
@@ -252,7 +253,7 @@ _PREPROCESSING_INPUTS = (
     _optional("IMAGE_BYTES", "UINT8", -1, -1, -1, -1),
     _optional("IMAGE_URL", "STRING", 1),
     _optional("VIDEO_BYTES", "UINT8", -1, -1, -1, -1),
-    Tensor("REQUEST_OUTPUT_LEN", "INT32", (1,)),
+    _optional("REQUEST_OUTPUT_LEN", "INT32", 1),
     _optional("BAD_WORDS_DICT", "STRING", -1),
     _optional("STOP_WORDS_DICT", "STRING", -1),
     _optional("EMBEDDING_BIAS_WORDS", "STRING", -1),

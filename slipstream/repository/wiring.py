@@ -18,6 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Required of clients, but declared optional: the step `tokenize` refuses a request without it.
+# Triton would run no step and end the request with an empty success.
+REFUSED_BY_TOKENIZE = "max_tokens"
+
 Pairs = tuple[tuple[str, str], ...]
 
 

@@ -74,6 +74,8 @@ if how == "error":
 stats = 0
 what = b"\xa6pinned" if b"kv_cache_tokens\xcc\x80" in config else b"\xa7loading"
 send(2, b"\x82\xa8fraction\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xa4what" + what)
+if how == "once" and what == b"\xa6pinned":
+    time.sleep(60)
 send(3, hello)
 while True:
     kind, payload = receive()
@@ -347,6 +349,21 @@ TEST_CASE("process worker: fd() is readable while a received frame waits in the 
   REQUIRE(worker.Receive(&result, &why) == WorkerPort::Reply::kResult);
   CHECK(worker.Receive(&result, &why) == WorkerPort::Reply::kNone);
   CHECK(::poll(&poll_fd, 1, 0) == 0);
+}
+
+TEST_CASE("process worker: a restart may take no longer than starts do") {
+  ProcessWorkerConfig config = Config("once");
+  config.restart_timeout_ms = 1;
+  ProcessWorker worker(config);
+  const int64_t before = DeadlineNs(0);
+  REQUIRE(worker.Start(nullptr).ok());
+  const int64_t took_ms = (DeadlineNs(0) - before) / 1'000'000;
+  const Status status = worker.Start(nullptr).status();
+  const std::string text = "the worker did not finish loading within ";
+  REQUIRE(status.message().rfind(text, 0) == 0);
+  const int64_t limit_ms = std::stoll(status.message().substr(text.size()));
+  CHECK(limit_ms <= 4 * took_ms + 4);
+  CHECK(limit_ms >= 4);
 }
 
 TEST_CASE("process worker: a failed start says why") {

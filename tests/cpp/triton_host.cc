@@ -122,6 +122,9 @@ TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, const uint32
                                               TRITONSERVER_Message**) {
   return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED, "host double");
 }
+TRITONSERVER_Error* TRITONBACKEND_ModelServer(TRITONBACKEND_Model*, TRITONSERVER_Server**) {
+  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED, "host double");
+}
 TRITONSERVER_Error* TRITONBACKEND_ModelVersion(TRITONBACKEND_Model*, uint64_t* version) {
   *version = 1;
   return nullptr;

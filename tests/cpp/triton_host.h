@@ -16,6 +16,11 @@
 #include "triton/tensor.h"
 #include "triton/triton_abi.h"
 
+struct TRITONSERVER_Parameter {
+  std::string name;
+  std::string value;
+};
+
 // A double of the server's side of Triton's C API, in process: the test binary links it where the
 // backend library is loaded by a server. It keeps to the documented ownership rules and counts what
 // is alive, so that a test sees leaks, double releases and responses after the final one.
@@ -106,11 +111,27 @@ Alive CountAlive();
 struct AliveMetrics {
   int metrics = 0;
   int families = 0;
+  int orphaned = 0;  // writes so far to samples that were deleted through another metric
 };
 AliveMetrics CountAliveMetrics();
 
 // What /metrics showed last of a model, by "family{label="value"}" without model and version;
 // histograms as "…_count" and "…_sum".
 std::map<std::string, double> Metrics(const std::string& model);
+
+// The model repository of a server in explicit control mode, as a backend reaches it from within:
+// unloading only takes note, loading makes the model of the configuration that it is given. Calls
+// on a null server are refused, as in the other modes.
+class Repository {
+ public:
+  Repository();
+  ~Repository();
+  TRITONSERVER_Server* server() { return server_.get(); }
+  // Waits for so many calls: "unload NAME", "load NAME: ERROR". Throws after 20 s.
+  std::vector<std::string> WaitCalls(size_t count);
+
+ private:
+  const std::unique_ptr<TRITONSERVER_Server> server_;
+};
 
 }  // namespace slipstream::triton::host

@@ -2,10 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton_host.h"
 
-struct TRITONSERVER_Parameter {
-  std::string name;
-  std::string value;
-};
 struct TRITONSERVER_MetricArgs {};
 struct TRITONSERVER_MetricFamily {
   std::string name;
@@ -14,6 +10,7 @@ struct TRITONSERVER_MetricFamily {
 struct TRITONSERVER_Metric {
   TRITONSERVER_MetricFamily* family;
   std::string sample;
+  std::shared_ptr<bool> alive;  // the sample, which metrics of the same labels share
 };
 
 namespace {
@@ -22,9 +19,14 @@ std::mutex g_metrics_mutex;
 std::map<std::string, double> g_samples;  // guarded by g_metrics_mutex
 int g_metrics = 0;                        // guarded by g_metrics_mutex
 int g_families = 0;                       // guarded by g_metrics_mutex
+int g_orphaned = 0;                       // guarded by g_metrics_mutex
+// Of the samples that are alive; guarded by g_metrics_mutex.
+std::map<std::string, std::shared_ptr<bool>> g_alive;
 
-void Add(const std::string& sample, double value, bool set) {
+void Add(const TRITONSERVER_Metric* metric, const std::string& suffix, double value, bool set) {
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
+  if (!*metric->alive) ++g_orphaned;
+  const std::string sample = metric->sample + suffix;
   g_samples[sample] = set ? value : g_samples[sample] + value;
 }
 
@@ -34,7 +36,7 @@ namespace slipstream::triton::host {
 
 AliveMetrics CountAliveMetrics() {
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
-  return {g_metrics, g_families};
+  return {g_metrics, g_families, g_orphaned};
 }
 
 std::map<std::string, double> Metrics(const std::string& model) {
@@ -98,27 +100,31 @@ TRITONSERVER_Error* TRITONSERVER_MetricNewWithArgs(TRITONSERVER_Metric** metric,
   if (label_count > 2) sample += "}";
   ++g_metrics;
   ++family->metrics;
-  *metric = new TRITONSERVER_Metric{family, sample};
+  std::shared_ptr<bool>& alive = g_alive[sample];
+  if (alive == nullptr) alive = std::make_shared<bool>(true);
+  *metric = new TRITONSERVER_Metric{family, sample, alive};
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricDelete(TRITONSERVER_Metric* metric) {
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
   --g_metrics;
   --metric->family->metrics;
+  // As Triton does, whoever else holds it.
+  if (std::exchange(*metric->alive, false)) g_alive.erase(metric->sample);
   delete metric;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricIncrement(TRITONSERVER_Metric* metric, double value) {
-  Add(metric->sample, value, false);
+  Add(metric, "", value, false);
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricSet(TRITONSERVER_Metric* metric, double value) {
-  Add(metric->sample, value, true);
+  Add(metric, "", value, true);
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricObserve(TRITONSERVER_Metric* metric, double value) {
-  Add(metric->sample + "_count", 1, false);
-  Add(metric->sample + "_sum", value, false);
+  Add(metric, "_count", 1, false);
+  Add(metric, "_sum", value, false);
   return nullptr;
 }
 

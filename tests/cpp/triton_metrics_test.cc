@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cmath>
 
 #include <map>
@@ -9,6 +10,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "triton/histogram_replay.h"
@@ -92,15 +94,20 @@ TEST_CASE(
   CHECK(line["Active Request Count"] == 3);
 }
 
-TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go with the model") {
+MetricsView EmptyView() {
   MetricsView view;
-  view.health = Health::kReady;
   view.snapshot.time_to_first_token_s = Histogram({0.1, 1});
   view.snapshot.inter_token_latency_s = Histogram({0.1, 1});
   view.snapshot.queue_time_s = Histogram({0.1, 1});
   view.snapshot.e2e_latency_s = Histogram({0.1, 1});
   view.snapshot.input_tokens = Histogram({10, 50});
   view.snapshot.output_tokens = Histogram({10, 50});
+  return view;
+}
+
+TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go with the model") {
+  MetricsView view = EmptyView();
+  view.health = Health::kReady;
   view.snapshot.input_tokens.Observe(20);
   std::mutex mutex;
   const auto before = host::CountAliveMetrics();
@@ -148,8 +155,11 @@ TEST_CASE("metrics: experts show their tokens and how uneven they are") {
     REQUIRE_MESSAGE(metrics.ok(), metrics.status().message());
     auto samples = host::Metrics("mixture");
     CHECK(samples["slipstream_moe_expert_imbalance{layer=\"3\"}"] == 1);
-    (*metrics)->Refresh(Load({0, 3}, 2, {3, 1, 5, 5}));
-    (*metrics)->Refresh(Load({0, 3}, 2, {3, 1, 20, 5}));
+    const auto first = Load({0, 3}, 2, {3, 1, 5, 5});
+    (*metrics)->Show(nullptr, *first, true);
+    (*metrics)->Show(first.get(), *Load({0, 3}, 2, {3, 1, 20, 5}), true);
+    CHECK((*metrics)->Fits(*first));
+    CHECK_FALSE((*metrics)->Fits(*Load({0, 1}, 2, {})));
     samples = host::Metrics("mixture");
     CHECK(samples["slipstream_moe_expert_imbalance{layer=\"0\"}"] == 1.5);
     CHECK(samples["slipstream_moe_expert_imbalance{layer=\"3\"}"] == 1.6);
@@ -165,11 +175,42 @@ TEST_CASE("metrics: of very many experts only the layers are shown") {
   const auto load = Load({0, 1, 2}, 1024, {7});
   auto metrics = ExpertMetrics::Create({{"model", "many"}, {"version", "1"}}, *load);
   REQUIRE_MESSAGE(metrics.ok(), metrics.status().message());
-  (*metrics)->Refresh(load);
+  (*metrics)->Show(nullptr, *load, true);
   const auto samples = host::Metrics("many");
   CHECK(samples.size() == 3);
   CHECK(samples.at("slipstream_moe_expert_imbalance{layer=\"0\"}") == 1024);
   CHECK(samples.at("slipstream_moe_expert_imbalance{layer=\"1\"}") == 1);
+}
+
+TEST_CASE("metrics: a reloaded model shows its own beside the old one that drains") {
+  const auto before = host::CountAliveMetrics();
+  const auto reporter = [](int32_t running, uint64_t steps) {
+    return MetricsReporter::Create("reloaded", 1, 1, [=] {
+      MetricsView view = EmptyView();
+      view.snapshot.running = running;
+      view.snapshot.steps = steps;
+      return view;
+    });
+  };
+  auto old = reporter(1, 10);
+  auto next = reporter(2, 20);
+  CHECK(host::CountAliveMetrics().metrics ==
+        before.metrics + static_cast<int>(MetricRows().size() + HistogramRows().size()));
+  const auto running = [] { return host::Metrics("reloaded")["slipstream_running"]; };
+  for (int i = 0; i < 20000 && running() != 2; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  old.reset();
+  CHECK(running() == 2);
+  auto failed = reporter(3, 30);
+  failed.reset();  // the newest goes first: the other takes the gauges back
+  next.reset();
+  auto samples = host::Metrics("reloaded");
+  CHECK(samples["slipstream_running"] == 2);
+  CHECK(samples["slipstream_steps_total"] == 60);
+  CHECK(host::CountAliveMetrics().metrics == before.metrics);
+  CHECK(host::CountAliveMetrics().families == before.families);
+  CHECK(host::CountAliveMetrics().orphaned == 0);
 }
 
 }  // namespace

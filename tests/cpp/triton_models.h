@@ -36,9 +36,11 @@ inline ModelConfig Declared(Role role, const std::string& name) {
 }
 
 inline std::unique_ptr<Model> Llm(const std::string& scripted, bool decoupled = true,
-                                  ParameterMap more = {}) {
+                                  ParameterMap more = {}, TRITONSERVER_Server* server = nullptr) {
   ModelConfig config = Declared(Role::kLlm, "llm");
   config.decoupled = decoupled;
+  config.server = server;
+  config.json = R"({"name": "llm"})";
   config.parameters = {{"role", "llm"},
                        {"worker", "scripted"},
                        {"scripted", scripted},

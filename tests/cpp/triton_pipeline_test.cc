@@ -22,9 +22,11 @@ namespace {
 using host::Client;
 using host::Response;
 
-std::unique_ptr<Model> Pipeline(bool decoupled = true) {
+std::unique_ptr<Model> Pipeline(bool decoupled = true, TRITONSERVER_Server* server = nullptr) {
   ModelConfig config = Declared(Role::kPipeline, "ensemble");
   config.decoupled = decoupled;
+  config.server = server;
+  config.json = R"({"name": "ensemble"})";
   config.parameters = {{"role", "pipeline"},
                        {"llm_model_name", "llm"},
                        {"tokenizer", "double"},
@@ -171,6 +173,40 @@ TEST_CASE("pipeline: the llm is looked up at each request") {
   CheckClean({client});
   first.reset();
   CHECK(pipeline->Ready().message() == missing);
+}
+
+TEST_CASE("pipeline: a dead llm is withdrawn with the pipelines that hand over to it") {
+  host::Repository repository;
+  const char* const fails = R"({"die_at_step": 2, "fault_count": 1000})";
+  const ParameterMap once = {{"max_restarts", "0"}};
+  const std::string why =
+      "the worker failed: the scripted worker died: scripted death at step 2 (gave up after "
+      "max_restarts = 0)";
+  const auto pipeline = Pipeline(true, repository.server());
+  const auto llm = Llm(fails, true, once, repository.server());
+  const auto client = Send(pipeline.get(), AskText("fox", 10));
+  CHECK(static_cast<bool>(client->WaitFinal().back().error));
+  CHECK(repository.WaitCalls(4) ==
+        std::vector<std::string>{"unload ensemble",
+                                 "load ensemble: model ensemble was withdrawn: " + why,
+                                 "unload llm", "load llm: model llm was withdrawn: " + why});
+  CheckClean({client});
+}
+
+TEST_CASE("pipeline: an llm that was replaced is not withdrawn when it dies") {
+  host::Repository repository;
+  const auto old = Llm(R"({"die_at_step": 2})", true, {{"max_restarts", "0"}}, repository.server());
+  // The name means this one now.
+  const auto replacement =
+      Llm(R"({"die_at_step": 4})", true, {{"max_restarts", "0"}}, repository.server());
+  const auto lost = Send(old.get(), Ask({1}, 50, true));
+  CHECK(static_cast<bool>(lost->WaitFinal().back().error));
+  CHECK(old->Ready().code() == StatusCode::kUnavailable);
+  const auto next = Send(replacement.get(), Ask({1}, 50, true));
+  CHECK(static_cast<bool>(next->WaitFinal().back().error));
+  CHECK(repository.WaitCalls(2)[0] == "unload llm");
+  CHECK(repository.WaitCalls(2).size() == 2);
+  CheckClean({lost, next});
 }
 
 TEST_CASE("pipeline: unloading the llm lets its requests finish") {

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from e2e_server import Recipe, Variant
@@ -75,6 +76,19 @@ DRAINED = Recipe(
     overrides=_QUICK_STATISTICS,
     scripted={"emit": "echo", "step_us": PACED_STEP_US},
 )
+
+# Models that die at their fourth step and are not restarted.
+MORTAL = Recipe(
+    key="mortal",
+    overrides=_QUICK_STATISTICS | {"max_restarts": 0},
+    scripted={"emit": "echo", "step_us": 1000, "fail_at_step": 4, "fault_count": 1000},
+    variants=(Variant("late", scripted={"start_ms": 1500}, at_start=False),),
+)
+MORTAL_UNCONTROLLED = replace(MORTAL, key="uncontrolled", variants=(), control="none")
+MORTAL_EXITING = replace(
+    MORTAL, key="exiting", variants=(), overrides=MORTAL.overrides | {"exit_on_fatal": True}
+)
+MORTAL_DEMO = replace(DEMO, key="mortal_demo", overrides=DEMO.overrides | {"max_restarts": 0})
 
 # For tests that end the worker.
 MIXTURE = Recipe(

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from e2e_client import stub
 from e2e_metrics import Metrics, parse_metrics
 from transformers import AutoTokenizer
+from tritonclient.grpc import service_pb2
 
 from slipstream.config import SlipstreamConfig, load_config, role_parameters
 from slipstream.demo import demo_model_path
@@ -81,6 +83,7 @@ class Recipe:
     variants: tuple[Variant, ...] = ()
     scripted: Mapping[str, Any] | None = None  # None: the real worker
     models: tuple[str, ...] = ("preprocessing", "llm", "postprocessing", "ensemble", "steps")
+    control: str = "explicit"  # Triton's mode of model control
 
 
 class Server:
@@ -103,9 +106,9 @@ class Server:
                 ports=self.ports,
                 log=folder / "server.log",
                 extra=(
-                    "--model-control-mode=explicit",
+                    f"--model-control-mode={recipe.control}",
                     "--metrics-interval-ms=100",
-                    *(f"--load-model={name}" for name in loaded),
+                    *(f"--load-model={name}" for name in loaded if recipe.control == "explicit"),
                 ),
             ),
         )
@@ -136,6 +139,13 @@ class Server:
                 return True
         except urllib.error.HTTPError:
             return False
+
+    def state_of(self, model: str) -> tuple[str, str]:
+        """State and reason, as the repository's index has them."""
+        request = service_pb2.RepositoryIndexRequest()
+        index = stub(self.grpc).RepositoryIndex(request, timeout=10)
+        [entry] = [m for m in index.models if m.name == model]
+        return entry.state, entry.reason
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes that are children of this server."""

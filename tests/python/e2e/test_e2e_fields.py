@@ -232,9 +232,16 @@ def test_triton_s_timeout_counts_over_http_too(scripted: Server, model: str) -> 
     assert (status, "timeout: '-1' is not a number of microseconds" in body) == (400, True), body
 
 
-def test_an_ensemble_without_max_tokens_is_refused(scripted: Server) -> None:
-    status, body = post_generate(scripted.http, "unary_ensemble", {"text_input": "a fox"})
-    assert (status, "max_tokens: this input is required" in body) == (400, True), body
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("unary_ensemble", "max_tokens"),
+        ("unary_steps", "in ensemble 'unary_steps', REQUEST_OUTPUT_LEN (max_tokens)"),
+    ],
+)
+def test_an_ensemble_without_max_tokens_is_refused(scripted: Server, model: str, name: str) -> None:
+    status, body = post_generate(scripted.http, model, {"text_input": "a fox"})
+    assert (status, f'"{name}: this input is required"' in body) == (400, True), body
 
 
 def post_generate(host: str, model: str, fields: dict[str, Any]) -> tuple[int, str]:

@@ -22,13 +22,11 @@ from e2e_client import (
     load,
     prompt,
     question,
-    stub,
     unload,
 )
 from e2e_metrics import wait_for
 from e2e_recipes import DRAINED
 from e2e_server import Server, ServerPool, decode, tokenizer
-from tritonclient.grpc import service_pb2
 
 TEXT = "Once upon a time there was a fox"
 TEXT_IDS = tokenizer()(TEXT)["input_ids"]
@@ -117,12 +115,6 @@ def test_failed_streams_of_an_ensemble_do_not_hold_up_the_end(servers: ServerPoo
         assert time.monotonic() - start < 10
 
 
-def state_of(server: Server, model: str) -> tuple[str, str]:
-    index = stub(server.grpc).RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
-    [entry] = [m for m in index.models if m.name == model]
-    return entry.state, entry.reason
-
-
 def test_unload_drains(scripted: Server) -> None:
     load(scripted.grpc, "leaving")
     load(scripted.grpc, "leaving_ensemble")
@@ -146,7 +138,7 @@ def test_unload_drains(scripted: Server) -> None:
             replies = first + stream.until_final()
             assert {reply.error for reply in replies} == {""}
             assert joined_text(replies) == decode(echo(COUNT))
-    wait_for(lambda: state_of(scripted, "leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
+    wait_for(lambda: scripted.state_of("leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
     assert "leaving" not in {
         dict(labels).get("model")
         for name, labels in scripted.metrics().samples
@@ -174,9 +166,9 @@ def test_the_fused_ensemble_finds_its_llm_at_each_request(scripted: Server) -> N
             replies += stream.until_final()
             assert {reply.error for reply in replies} == {""}
             assert joined_text(replies) == decode(echo(COUNT))
-        wait_for(lambda: state_of(scripted, "leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
+        wait_for(lambda: scripted.state_of("leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
     unload(scripted.grpc, ensemble)
-    wait_for(lambda: state_of(scripted, ensemble)[0] == "UNAVAILABLE", 10, "it is unloaded")
+    wait_for(lambda: scripted.state_of(ensemble)[0] == "UNAVAILABLE", 10, "it is unloaded")
 
 
 def test_a_model_can_be_loaded_again(scripted: Server) -> None:
@@ -185,7 +177,7 @@ def test_a_model_can_be_loaded_again(scripted: Server) -> None:
         assert scripted.is_ready("leaving")
         assert ask(scripted.grpc, "leaving", prompt([9], 2))[0].ids() == [9, 9, 9]
         unload(scripted.grpc, "leaving")
-        wait_for(lambda: state_of(scripted, "leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
+        wait_for(lambda: scripted.state_of("leaving")[0] == "UNAVAILABLE", 10, "it is unloaded")
 
 
 @pytest.mark.parametrize(
@@ -196,30 +188,9 @@ def test_a_worker_that_cannot_load_says_why(scripted: Server, model: str, messag
     with pytest.raises(grpc.RpcError) as caught:
         load(scripted.grpc, model)
     assert message in str(caught.value.details())
-    assert message in state_of(scripted, model)[1]
+    assert message in scripted.state_of(model)[1]
     assert not scripted.is_ready(model)
     assert scripted.is_ready("llm")
-
-
-def test_readiness(scripted: Server) -> None:
-    for model in ("llm", "ensemble", "steps", "preprocessing", "postprocessing"):
-        assert scripted.is_ready(model)
-    assert scripted.metrics().value("slipstream_ready", model="llm") == 1
-    load(scripted.grpc, "failing")
-    try:
-        [*_, last] = ask(scripted.grpc, "failing", prompt([5, 6], 30))
-        assert "scripted failure at step 4" in last.error
-        # This server asks no backend whether it is ready; the gauge tells.
-        wait_for(
-            lambda: scripted.metrics().value("slipstream_ready", model="failing") == 0,
-            5,
-            "the dead model is not ready",
-        )
-        [refused] = ask(scripted.grpc, "failing", prompt([5, 6], 3))
-        assert refused.error
-        assert scripted.metrics().value("slipstream_ready", model="llm") == 1
-    finally:
-        unload(scripted.grpc, "failing")
 
 
 def test_names_of_tensorrt_llm(drop_in: Server) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from family_cases import CASES, NEOX_SIZES, VOCAB, WINDOW, Case
+from transformers.models.gptj import modeling_gptj
 
 _MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LATENT: dict[str, Any] = {
@@ -19,7 +20,7 @@ _LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
 }
-_GPTJ_SIZES = {
+GPTJ_SIZES = {
     "vocab_size": VOCAB,
     "n_embd": 64,
     "n_layer": 4,
@@ -29,6 +30,9 @@ _GPTJ_SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Older releases, all there are for Python 3.10, choose its attention themselves: it is refused.
+GPTJ_IS_SERVED = hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS")
+_GPTJ = Case("GPT-J", "gptj", "pairs rotated, biased logits", sizes=GPTJ_SIZES)
 _SLSL = ["sliding_attention", "full_attention"] * 2
 
 # What layers ask of attention differs as much as architectures in transformers allow.
@@ -36,7 +40,6 @@ FOREIGN: tuple[Case, ...] = (
     Case("Nemotron", "nemotron", "half of a head rotated, LayerNorm around 1", {"head_dim": 16}),
     Case("StableLM", "stablelm", "parallel block", {"use_parallel_residual": True}),
     Case("Phi-2", "phi", "parallel block, biased logits"),
-    Case("GPT-J", "gptj", "pairs rotated, biased logits", sizes=_GPTJ_SIZES),
     Case(
         "OPT",
         "opt",
@@ -88,6 +91,7 @@ FOREIGN: tuple[Case, ...] = (
             "layer_types": _SLSL,
         },
     ),
+    *((_GPTJ,) if GPTJ_IS_SERVED else ()),
 )
 
 # With a family as well: a window with soft caps, scaled logits, and neither.

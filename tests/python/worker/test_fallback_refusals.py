@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fallback_cases import BOTH, FOREIGN
+from fallback_cases import BOTH, FOREIGN, GPTJ_IS_SERVED, GPTJ_SIZES
 from family_cases import SIZES
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,6 +35,13 @@ def config_of(model_type: str, **fields: Any) -> dict[str, Any]:
     return json.loads(config.to_json_string(use_diff=False))
 
 
+_OF_ITS_OWN = (
+    "chooses among attentions of its own, not by transformers' attention interface; it cannot "
+    "attend to a paged KV cache"
+)
+_OLD_GPTJ = ("gptj", GPTJ_SIZES, f"gptj: {_OF_ITS_OWN}")
+
+
 def sizes(**fields: Any) -> dict[str, Any]:
     return {**SIZES, **fields}
 
@@ -51,9 +58,9 @@ def sizes(**fields: Any) -> dict[str, Any]:
         (
             "falcon",
             {"vocab_size": 101, "hidden_size": 64, "num_hidden_layers": 2, "alibi": True},
-            "falcon: chooses among attentions of its own, not by transformers' attention "
-            "interface; it cannot attend to a paged KV cache",
+            f"falcon: {_OF_ITS_OWN}",
         ),
+        *(() if GPTJ_IS_SERVED else (_OLD_GPTJ,)),
         (
             "openai-gpt",
             {"vocab_size": 101, "n_embd": 64, "n_layer": 2, "n_head": 4},
@@ -254,7 +261,8 @@ def test_models_of_one_process_share_no_attention(tmp_path: Path) -> None:
 
 def test_sizes_are_those_of_the_largest_layer() -> None:
     """Values of 12 beside keys of 24 take 24; a plan and the loaded model say the same."""
-    spec = FallbackCheckpoint(config_of("minicpm3", **FOREIGN[6].sizes)).spec
+    [case] = [case for case in FOREIGN if case.model_type == "minicpm3"]
+    spec = FallbackCheckpoint(config_of("minicpm3", **case.sizes)).spec
     assert spec is not None
     assert (spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim) == (4, 4, 4, 24)
 

@@ -1,0 +1,49 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "triton/withdrawal.h"
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "triton/error.h"
+
+namespace slipstream::triton {
+namespace {
+
+constexpr char kParameter[] = "withdrawn";  // the reason
+
+std::string Refusal(const ModelConfig& config, const std::string& why) {
+  return "model " + config.name + " was withdrawn: " + why;
+}
+
+std::string WithReason(const std::string& config, const std::string& why) {
+  auto json = nlohmann::json::parse(config);
+  json["parameters"][kParameter] = {{"string_value", why}};
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace
+
+Status Withdraw(const ModelConfig& model, const std::string& why) {
+  if (Status s = FromTritonError(TRITONSERVER_ServerUnloadModel(model.server, model.name.c_str()));
+      !s.ok()) {
+    return s;
+  }
+  const std::unique_ptr<TRITONSERVER_Parameter, void (*)(TRITONSERVER_Parameter*)> config(
+      TRITONSERVER_ParameterNew("config", TRITONSERVER_PARAMETER_STRING,
+                                WithReason(model.json, why).c_str()),
+      TRITONSERVER_ParameterDelete);
+  const TRITONSERVER_Parameter* parameters[] = {config.get()};
+  const Status loaded = FromTritonError(
+      TRITONSERVER_ServerLoadModelWithParameters(model.server, model.name.c_str(), parameters, 1));
+  if (loaded.message().find(Refusal(model, why)) != std::string::npos) return Status::Ok();
+  return loaded.ok() ? Status::Internal("it was loaded again in spite of: " + why) : loaded;
+}
+
+Status CheckNotWithdrawn(const ModelConfig& config) {
+  const auto why = config.parameters.find(kParameter);
+  if (why == config.parameters.end()) return Status::Ok();
+  return Status::Unavailable(Refusal(config, why->second));
+}
+
+}  // namespace slipstream::triton

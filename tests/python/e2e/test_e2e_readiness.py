@@ -1,0 +1,128 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Readiness: true exactly as long as a request that is sent now gets its tokens."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from e2e_client import Stream, ask, generate, infer, joined_ids, load, prompt, question
+from e2e_metrics import wait_for
+from e2e_recipes import MORTAL, MORTAL_DEMO, MORTAL_EXITING, MORTAL_UNCONTROLLED
+from e2e_server import Server, ServerPool
+
+DEADLY = prompt([5, 6], 30, streaming=True)  # more steps than a mortal model makes
+SERVING = ("llm", "ensemble", "steps")
+GAVE_UP = "(gave up after max_restarts = 0)"
+
+
+def is_dead(server: Server) -> bool:
+    """Not ready: what needs the dead model, and the server."""
+    return not server.process.is_ready() and not any(map(server.is_ready, SERVING))
+
+
+def bring_back(server: Server) -> None:
+    load(server.grpc, "llm")
+    assert server.is_ready("llm")
+    assert server.is_ready("steps"), "Triton loads an ensemble along with its steps"
+    load(server.grpc, "ensemble")
+    assert server.process.is_ready(SERVING)
+
+
+def test_a_worker_that_is_restarted_serves_what_was_sent_meanwhile(demo: Server) -> None:
+    def is_up() -> bool:
+        return demo.metrics().value("slipstream_ready", model="llm") == 1
+
+    fields = question("Once upon a time", 20, stream=True, end_id=-1)
+    undisturbed = [reply.text() for reply in ask(demo.grpc, "ensemble", fields)]
+    demo.workers()[0].kill()
+    wait_for(lambda: not is_up(), 5, "the death is seen")
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(ask, demo.grpc, "ensemble", fields)
+        while not sent.done():
+            assert demo.process.is_ready(SERVING)
+        assert "".join(r.text() for r in sent.result()) == "".join(undisturbed)
+    wait_for(is_up, 5, "the worker is back")
+
+
+def test_a_killed_worker_that_is_not_restarted(servers: ServerPool) -> None:
+    with servers.own(MORTAL_DEMO) as server:
+        fields = question("Once upon a time", 20, end_id=-1)
+        [before] = ask(server.grpc, "ensemble", fields)
+        server.workers()[0].kill()
+        wait_for(lambda: is_dead(server), 5, "nothing is ready that cannot serve")
+        assert server.is_ready("preprocessing")
+        for model in ("llm", "ensemble"):
+            state, reason = server.state_of(model)
+            assert state == "UNAVAILABLE"
+            assert f"model {model} was withdrawn: the worker failed: " in reason
+            assert f"the worker died: killed by signal 9 (Killed) {GAVE_UP}" in reason
+        bring_back(server)
+        [after] = ask(server.grpc, "ensemble", fields)
+        assert (after.text(), after.error) == (before.text(), "")
+        assert len(server.workers()) == 1
+
+
+def test_a_model_that_dies_under_a_stream(servers: ServerPool) -> None:
+    with servers.own(MORTAL) as server:
+        for _ in range(8):
+            with Stream(server.grpc) as stream:  # keeps the old model alive
+                assert "scripted failure at step 4" in stream.ask("llm", DEADLY)[-1].error
+                wait_for(lambda: is_dead(server), 5, "nothing is ready that cannot serve")
+                with pytest.raises(grpc.RpcError) as caught:
+                    infer(server.grpc, "steps", question("hello", 3))
+                assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+                status, answer = generate(server.http, "ensemble", question("hello", 3))
+                assert (status, answer["error"]) == (
+                    404,
+                    "Request for unknown model: 'ensemble' has no available versions",
+                )
+            bring_back(server)
+            assert joined_ids(ask(server.grpc, "llm", prompt([5, 6], 2, streaming=True))) == [5, 6]
+        ask(server.grpc, "llm", DEADLY)
+        start = time.monotonic()
+        assert server.stop() == 0, "while it is being withdrawn"
+        assert time.monotonic() - start < 10
+
+
+def test_loading(servers: ServerPool) -> None:
+    """A fused ensemble that is loaded along with its model waits for it."""
+    with servers.own(MORTAL) as server, ThreadPoolExecutor(2) as pool:
+        loading = [pool.submit(load, server.grpc, name) for name in ("late_ensemble", "late")]
+        start = time.monotonic()
+        wait_for(lambda: server.is_ready("late_ensemble"), 20, "it is loaded")
+        assert time.monotonic() - start > 1.4, "as long as the worker loads"
+        assert not ask(server.grpc, "late_ensemble", question("hello", 2))[-1].error
+        for future in loading:
+            future.result()
+        assert server.process.is_ready(("late",))
+
+
+def test_without_model_control_only_the_gauge_tells(servers: ServerPool) -> None:
+    with servers.own(MORTAL_UNCONTROLLED) as server:
+        ask(server.grpc, "llm", DEADLY)
+        wait_for(
+            lambda: server.metrics().value("slipstream_ready", model="llm") == 0, 5, "it is dead"
+        )
+        refused = "stays ready for the server: explicit model load / unload is not allowed"
+        wait_for(lambda: "llm stays ready" in "".join(server.process.tail(2000)), 5, "it is said")
+        for model in SERVING:
+            assert server.is_ready(model)
+            [reply] = ask(server.grpc, model, DEADLY if model == "llm" else question("hello", 3))
+            assert GAVE_UP in reply.error
+        log = "\n".join(server.process.tail(2000))
+        assert [log.count(f"model {name} {refused}") for name in ("llm", "ensemble")] == [1, 1]
+        assert server.stop() == 0
+
+
+def test_exit_on_fatal_ends_the_server(servers: ServerPool) -> None:
+    with servers.own(MORTAL_EXITING) as server:
+        start = time.monotonic()
+        stream = Stream(server.grpc)
+        assert "scripted failure at step 4" in stream.ask("llm", DEADLY)[-1].error
+        assert server.process.wait() == 70
+        assert time.monotonic() - start < 5
+        stream.cancel()

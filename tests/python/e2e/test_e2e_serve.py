@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`slipstream serve` as a process: how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from e2e_client import Stream, ending, joined_text, question
+from e2e_metrics import wait_for
+from e2e_server import END_ID, HOST, VOCAB, decode, tokenizer
+
+from slipstream.demo import demo_model_path
+from slipstream.tokenization import export_token_table
+
+TEXT = "Once upon a time there was a fox"
+TEXT_IDS = tokenizer()(TEXT)["input_ids"]
+COUNT = 150
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running `slipstream serve`, and what it wrote when it was ready."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+
+    @property
+    def grpc(self) -> str:
+        return f"{HOST}:{self.facts['grpc']}"
+
+
+@contextmanager
+def serving(folder: Path, worker: dict[str, Any]) -> Iterator[Serving]:
+    ready, config = folder / "ready.json", folder / "slipstream.yaml"
+    config.write_text(
+        yaml.safe_dump({"model": {"tokenizer": str(demo_model_path())}, "worker": worker})
+    )
+    command = [sys.executable, "-m", "slipstream.cli", "serve", "--config", str(config)]
+    command += ["--ready-file", str(ready), "--log", str(folder / "server.log")]
+    with (folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+    try:
+        wait_for(lambda: ready.exists() or process.poll() is not None, 120, "it is ready")
+        assert ready.exists(), (folder / "serve.log").read_text()
+        yield Serving(process, json.loads(ready.read_text()))
+    finally:
+        process.kill()  # the server ends with it
+        process.wait()
+
+
+def scripted(folder: Path, **script: Any) -> dict[str, Any]:
+    table = folder / "token_table"
+    table.write_bytes(export_token_table(tokenizer()))
+    base = {"vocab_size": VOCAB, "end_ids": [END_ID], "token_table_file": str(table)}
+    return {"worker": "scripted", "scripted": base | {"emit": "echo"} | script}
+
+
+def test_it_fails_when_the_worker_cannot_be_brought_back(tmp_path: Path) -> None:
+    with serving(tmp_path, {"max_restarts": 0}) as serve:
+        children = psutil.Process(serve.facts["server_pid"]).children()
+        [worker] = [c for c in children if "slipstream.worker" in c.cmdline()]
+        start = time.monotonic()
+        worker.kill()
+        assert serve.process.wait(30) == 1
+        assert time.monotonic() - start < 10
+        assert not psutil.pid_exists(serve.facts["server_pid"])
+        assert "tritonserver ended with code 70" in (tmp_path / "serve.log").read_text()
+
+
+def test_ctrl_c_lets_a_running_stream_end_and_refuses_a_new_one(tmp_path: Path) -> None:
+    with serving(tmp_path, scripted(tmp_path, step_us=20_000)) as serve:
+        with Stream(serve.grpc) as stream, Stream(serve.grpc) as late:
+            stream.send("ensemble", question(TEXT, COUNT, stream=True, return_finish_reason=True))
+            replies = [stream.next()]
+            late.send("ensemble", question(TEXT, 1))  # its connection is there, and it works
+            assert not late.until_final()[-1].error
+            serve.process.send_signal(signal.SIGINT)
+
+            def refusal() -> str:
+                return late.ask("ensemble", question(TEXT, 1))[-1].error
+
+            wait_for(lambda: bool(refusal()), 2, "new requests are refused")
+            replies += stream.until_final()
+            assert stream.end() == []
+        assert {reply.error for reply in replies} == {""}
+        assert ending(replies) == "length"
+        expected = [TEXT_IDS[i % len(TEXT_IDS)] for i in range(COUNT)]
+        assert joined_text(replies) == decode(expected)
+        assert serve.process.wait(30) == 0
+        assert not psutil.pid_exists(serve.facts["server_pid"])
