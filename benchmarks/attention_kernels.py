@@ -1,0 +1,210 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the attention kernels read a paged cache, on a GPU.
+
+python3 benchmarks/attention_kernels.py [--heads 32] [--kv-heads 8] [--head-dim 128]
+    [--tokens-per-block 16] [--decode 1x1k 64x4k] [--prefill 8x1024] [--splits 1 8 16]
+    [--sliding 4096] [--soft-cap 50]
+
+Every launch is compared with float32 arithmetic first. Times are of replays of CUDA graphs whose
+launches take turns on caches that together exceed the GPU's second-level cache, the best of several
+replays. TB/s counts the keys and values that the mask shows; TFLOP/s half a square of scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
+from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
+
+DECODE = ["1x1k", "1x16k", "1x64k", "1x128k", "8x4k", "64x1k", "64x4k", "256x1k", "256x2k"]
+PREFILL = ["1x8192", "8x1024", "16x1024"]
+COLD_BYTES = 512 << 20  # of KV between two uses of the same
+REPLAYS = 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    per_block: int
+    window: int  # 0: no window
+    soft_cap: float | None
+
+    @property
+    def options(self) -> dict:
+        return {
+            "scale": self.head_dim**-0.5,
+            "mask_kind": "sliding" if self.window else "full",
+            "mask_size": self.window,
+            "soft_cap": self.soft_cap,
+            "sinks": None,
+        }
+
+    def first_visible(self, position: int) -> int:
+        return max(position - self.window + 1, 0) if self.window else 0
+
+
+class Caches:
+    """As many pools as make every launch find its KV in memory; blocks are shuffled."""
+
+    def __init__(self, shape: Shape, n: int, length: int) -> None:
+        self.shape, self.n, self.length = shape, n, length
+        width = -(-length // shape.per_block)
+        size = (n * width, 2, shape.kv_heads, shape.per_block, shape.head_dim)
+        block = torch.empty(size, dtype=torch.bfloat16, device="cuda")
+        count = max(1, min(64, -(-COLD_BYTES // block.nbytes)))
+        self.pools = [torch.empty_like(block).normal_() for _ in range(count)]
+        self.tables = torch.randperm(n * width, device="cuda").int().view(n, width)
+
+    def reference(self, q: torch.Tensor, sequence: int, position: int) -> torch.Tensor:
+        """What a token gets from the first pool: ``[heads * head_dim]``. q: ``[heads, dim]``."""
+        shape = self.shape
+        blocks = self.pools[0][self.tables[sequence].long()].float()
+        kv = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)  # [2, kv_heads, positions, dim]
+        kv = kv[:, :, shape.first_visible(position) : position + 1]
+        queries = q.float().view(shape.kv_heads, -1, shape.head_dim)
+        scores = queries @ kv[0].transpose(1, 2) * shape.head_dim**-0.5
+        if shape.soft_cap is not None:
+            scores = (scores / shape.soft_cap).tanh() * shape.soft_cap
+        return (scores.softmax(-1) @ kv[1]).flatten()
+
+
+def ints(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32, device="cuda")
+
+
+def qkv(shape: Shape, tokens: int) -> torch.Tensor:
+    heads = shape.heads + 2 * shape.kv_heads
+    rows = torch.randn(tokens, heads, shape.head_dim, device="cuda", dtype=torch.bfloat16)
+    return rows[:, : shape.heads]
+
+
+def microseconds(launch: Callable[[torch.Tensor], None], pools: list[torch.Tensor]) -> float:
+    """Of one launch, in a graph with a launch or more for each pool."""
+    launches = pools * max(1, 20 // len(pools))
+    launch(pools[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for pool in launches:
+            launch(pool)
+    best = float("inf")
+    for _ in range(REPLAYS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) * 1e3 / len(launches))
+    return best
+
+
+def compare(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """By the length of the difference: a long context's averages are small, each of them."""
+    error = float((actual.float() - expected).norm() / expected.norm())
+    if not error < 1e-2:
+        raise SystemExit(f"{what}: wrong by {error:.1%}")
+
+
+def decode(shape: Shape, name: str, splits: list[int]) -> None:
+    n, length = parse(name)
+    caches = Caches(shape, n, length)
+    q, out = qkv(shape, n), torch.empty(n, shape.heads * shape.head_dim, device="cuda")
+    out = out.bfloat16()
+    rows, positions = ints(list(range(n))), ints([length - 1] * n)
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    chosen = choose_splits(n, shape.kv_heads, sms, length)
+    for num_splits in dict.fromkeys([*splits, chosen]):
+        workspace = decode_workspace(n, shape.heads, shape.head_dim, num_splits, q.device)
+
+        def launch(pool: torch.Tensor, num_splits=num_splits, workspace=workspace) -> None:
+            decode_attention(
+                q, pool, caches.tables, rows, rows, positions, out, workspace,
+                num_splits=num_splits, **shape.options,
+            )  # fmt: skip
+
+        out.fill_(float("nan"))
+        launch(caches.pools[0])
+        for i in sorted({0, n // 2, n - 1}):
+            compare(out[i], caches.reference(q[i], i, length - 1), f"decode {name}, row {i}")
+        time = microseconds(launch, caches.pools)
+        seen = n * (length - shape.first_visible(length - 1))
+        rate = seen * shape.kv_heads * shape.head_dim * 4 / time / 1e6
+        mark = " chosen" if num_splits == chosen else ""
+        print(f"decode {name:8} splits {num_splits:3} {time:9.1f} us {rate:6.2f} TB/s{mark}")
+
+
+def prefill(shape: Shape, name: str) -> None:
+    n, length = parse(name)
+    caches = Caches(shape, n, length)
+    q, out = qkv(shape, n * length), torch.empty(n * length, shape.heads * shape.head_dim)
+    out = out.cuda().bfloat16().fill_(float("nan"))
+    most = tile_tokens(shape.heads, shape.kv_heads)
+    tiles = [
+        (i * length + begin, min(most, length - begin), i)
+        for begin in reversed(range(0, length, most))  # the longest first
+        for i in range(n)
+    ]
+    rows, sizes, slots = (ints(list(column)) for column in zip(*tiles, strict=True))
+    positions = ints(list(range(length)) * n)
+
+    def launch(pool: torch.Tensor) -> None:
+        prefill_attention(
+            q, pool, caches.tables, rows, sizes, slots, positions, out, **shape.options
+        )
+
+    launch(caches.pools[0])
+    for sequence, position in ((0, 0), (n - 1, length // 2 + 3), (n - 1, length - 1)):
+        row = sequence * length + position
+        expected = caches.reference(q[row], sequence, position)
+        compare(out[row], expected, f"prefill {name}, token {row}")
+    assert not out.isnan().any()
+    time = microseconds(launch, caches.pools)
+    seen = sum(position + 1 - shape.first_visible(position) for position in range(length))
+    rate = 4 * n * seen * shape.heads * shape.head_dim / time / 1e6
+    print(f"prefill {name:8} {time:9.1f} us {rate:6.0f} TFLOP/s")
+
+
+def parse(name: str) -> tuple[int, int]:
+    """Sequences and positions: ``8x4k`` is (8, 4096)."""
+    n, length = name.split("x")
+    return int(n), int(length[:-1]) * 1024 if length.endswith("k") else int(length)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--tokens-per-block", type=int, default=16)
+    parser.add_argument("--sliding", type=int, default=0)
+    parser.add_argument("--soft-cap", type=float)
+    parser.add_argument("--decode", nargs="*", default=DECODE)
+    parser.add_argument("--prefill", nargs="*", default=PREFILL)
+    parser.add_argument("--splits", type=int, nargs="*", default=[1])
+    options = parser.parse_args()
+    shape = Shape(
+        options.heads,
+        options.kv_heads,
+        options.head_dim,
+        options.tokens_per_block,
+        options.sliding,
+        options.soft_cap,
+    )
+    print(f"{torch.cuda.get_device_name()}, bfloat16, {shape}")
+    for name in options.decode:
+        decode(shape, name, options.splits)
+    for name in options.prefill:
+        prefill(shape, name)
+
+
+if __name__ == "__main__":
+    main()

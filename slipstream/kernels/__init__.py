@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""GPU kernels in the Triton language."""

@@ -1,0 +1,187 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``x @ w.T`` for a handful of rows: bound by reading w, which is read once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from slipstream.kernels.overlap import await_inputs, launch_options
+
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SkinnyConfig:
+    """How the work is cut. ``dot``: tiles of w go through shared memory to the tensor cores, each
+    K shared out among ``splits`` programs; else, for one row of x, through registers."""
+
+    block_n: int
+    block_k: int
+    splits: int
+    warps: int
+    stages: int
+    dot: bool = True
+
+
+_VECTOR = (
+    SkinnyConfig(4, 1024, 1, 4, 3, dot=False),
+    SkinnyConfig(2, 2048, 1, 4, 3, dot=False),
+    SkinnyConfig(4, 2048, 1, 8, 3, dot=False),
+    SkinnyConfig(1, 4096, 1, 4, 3, dot=False),
+)
+_FEW_ROWS = (
+    *(SkinnyConfig(64, 128, splits, 4, 5) for splits in (1, 2, 4)),
+    SkinnyConfig(128, 128, 1, 8, 4),
+    SkinnyConfig(32, 256, 1, 4, 4),
+)
+_MORE_ROWS = (
+    *(SkinnyConfig(64, 128, splits, 4, 4) for splits in (1, 2, 4)),
+    *(SkinnyConfig(128, 64, splits, 4, 5) for splits in (1, 2)),
+    *(SkinnyConfig(128, 128, splits, 8, 3) for splits in (1, 2)),
+)
+
+
+def candidates(rows: int, k: int) -> list[SkinnyConfig]:
+    """Configurations worth timing for ``[rows, k]`` inputs; all give the right result."""
+    dot = _FEW_ROWS if rows <= 16 else _MORE_ROWS
+    vector = _VECTOR if rows == 1 else ()
+    return [
+        *(config for config in vector if config.block_k <= max(k, 1024)),
+        *(config for config in dot if config.block_k * config.splits <= max(k, 128)),
+    ]
+
+
+@triton.jit
+def _part_of(weights, entry, EVEN: tl.constexpr, K: tl.constexpr):
+    """Columns ``entry`` of rows of w, read once and not to be kept in caches."""
+    if EVEN:
+        return tl.load(weights + entry[None, :], eviction_policy="evict_first")
+    else:
+        inside = (entry < K)[None, :]
+        return tl.load(
+            weights + entry[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
+        )
+
+
+@triton.jit
+def _rows_of(x, row, rows, entry, EVEN: tl.constexpr, K: tl.constexpr):
+    """Columns ``entry`` of x, as columns."""
+    used = (row < rows)[None, :]
+    if not EVEN:
+        used = used & (entry < K)[:, None]
+    return tl.load(x + row[None, :] * K + entry[:, None], mask=used, other=0.0)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _tiles(
+    x, w, out, parts, arrivals, rows, N: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    share: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
+    even: tl.constexpr = K % (BLOCK_K * SPLITS) == 0
+    row = tl.arange(0, ROWS)
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    weights = w + (column % N).to(tl.int64)[:, None] * K  # past the end: read, never stored
+    # The first of the weights travel while the kernel that makes x still runs.
+    first = split * share + tl.arange(0, BLOCK_K)
+    part = _part_of(weights, first, even, K)
+    await_inputs(PDL)
+    sums = tl.dot(
+        part, _rows_of(x, row, rows, first, even, K), tl.zeros([BLOCK_N, ROWS], tl.float32)
+    )
+    for start in range(BLOCK_K, share, BLOCK_K):
+        entry = split * share + start + tl.arange(0, BLOCK_K)
+        part = _part_of(weights, entry, even, K)
+        sums = tl.dot(part, _rows_of(x, row, rows, entry, even, K), sums)
+    stored = (column < N)[:, None] & (row < rows)[None, :]
+    place = row[None, :] * N + column[:, None]
+    if SPLITS == 1:
+        tl.store(out + place, sums.to(out.dtype.element_ty), mask=stored)
+    else:
+        tl.store(parts + split * rows * N + place, sums, mask=stored)
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLITS - 1:
+            tl.store(arrivals + tile, 0)
+            # In the order of the splits, whoever comes last: the same sum each time.
+            total = tl.zeros([BLOCK_N, ROWS], tl.float32)
+            for other in tl.static_range(SPLITS):
+                # Past L1, which does not see what other SMs wrote.
+                total += tl.load(
+                    parts + other * rows * N + place, mask=stored, other=0.0, cache_modifier=".cg"
+                )
+            tl.store(out + place, total.to(out.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _vector(
+    x, w, out, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    weights = w + (column % N).to(tl.int64)[:, None] * K
+    # The first of the weights travel while the kernel that makes x still runs.
+    entry = tl.arange(0, BLOCK_K)
+    part = _part_of(weights, entry, K % BLOCK_K == 0, K)
+    await_inputs(PDL)
+    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for start in range(BLOCK_K, K, BLOCK_K):
+        inputs = tl.load(x + entry).to(tl.float32)
+        now = part
+        following = start + tl.arange(0, BLOCK_K)
+        part = _part_of(weights, following, K % BLOCK_K == 0, K)
+        sums += now.to(tl.float32) * inputs[None, :]
+        entry = following
+    inputs = tl.load(x + entry, mask=entry < K, other=0.0).to(tl.float32)
+    sums += part.to(tl.float32) * inputs[None, :]
+    tl.store(out + column, tl.sum(sums, 1).to(out.dtype.element_ty), mask=column < N)
+
+
+def skinny_linear(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    arrivals: torch.Tensor,
+    config: SkinnyConfig,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``x @ w.T`` as ``[rows, N]``, summed in float32 in an order that config alone decides.
+
+    x: ``[rows, K]``, contiguous, up to MAX_ROWS rows; w: ``[N, K]``, contiguous, as ``nn.Linear``
+    keeps it; both bfloat16 or float16. arrivals: int32, at least ``[ceil(N / block_n)]``, the
+    caller's: zero before the first call, and zero again after each. Two calls that may run at once
+    need two of them. ``out``, if given, takes the result.
+    """
+    rows, k = x.shape
+    n = w.shape[0]
+    if out is None:
+        out = x.new_empty(rows, n)
+    grid = (triton.cdiv(n, config.block_n), config.splits)
+    shape = {"N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    options |= launch_options()
+    if not config.dot:
+        _vector[grid[:1]](x, w, out, **shape, **options)
+        return out
+    parts = out
+    if config.splits > 1:
+        parts = x.new_empty(config.splits, rows, n, dtype=torch.float32)
+    _tiles[grid](
+        x,
+        w,
+        out,
+        parts,
+        arrivals,
+        rows,
+        SPLITS=config.splits,
+        ROWS=max(16, triton.next_power_of_2(rows)),
+        **shape,
+        **options,
+    )
+    return out

@@ -1,0 +1,271 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Paged attention against float32 arithmetic, with NaN wherever a kernel must not look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from slipstream.attention.interface import FULL, Mask
+from slipstream.kernels.paged_decode import (
+    DecodeWorkspace,
+    choose_splits,
+    decode_attention,
+    decode_workspace,
+)
+from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+UNOWNED = 2**30  # a block that no pool has: reading a table where it must not be read fails
+
+
+@dataclass(frozen=True)
+class Case:
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    per_block: int = 16
+    dtype: torch.dtype = torch.float32
+    mask: Mask = FULL
+    soft_cap: float | None = None
+    sinks: bool = False
+    splits: int = 3
+
+    @property
+    def options(self) -> dict:
+        return {
+            "scale": self.head_dim**-0.5,
+            "mask_kind": self.mask.kind,
+            "mask_size": self.mask.size,
+            "soft_cap": self.soft_cap,
+        }
+
+
+def case(name: str, **changes: object) -> object:
+    return pytest.param(replace(Case(), **changes), id=name)
+
+
+CASES = [
+    case("plain"),
+    case("bf16", dtype=torch.bfloat16, head_dim=128),
+    case("fp16", dtype=torch.float16),
+    case("mha", heads=3, kv_heads=3, per_block=32),
+    case("group-of-8", heads=8, kv_heads=1, per_block=64),
+    case("group-of-5", heads=10, kv_heads=2),
+    case("dim-80", head_dim=80, dtype=torch.bfloat16, per_block=32),
+    case("dim-96", head_dim=96),
+    case("dim-192", head_dim=192, dtype=torch.bfloat16, kv_heads=1),
+    case("dim-256", head_dim=256, dtype=torch.bfloat16, per_block=64, kv_heads=1),
+    case("large-blocks", per_block=128, mask=Mask("sliding", 40)),
+    case("sliding", mask=Mask("sliding", 70), per_block=16),
+    case("window-of-1", mask=Mask("sliding", 1), per_block=32),
+    case("chunked", mask=Mask("chunked", 96), per_block=64),
+    case("soft-cap", soft_cap=3.0),
+    case("sinks", sinks=True, heads=8),
+    case("sinks-sliding-bf16", sinks=True, mask=Mask("sliding", 70), dtype=torch.bfloat16),
+    case("all", sinks=True, mask=Mask("chunked", 50), soft_cap=2.0, heads=8, splits=1),
+    case("one-split", splits=1, dtype=torch.bfloat16),
+    case("many-splits", splits=9, per_block=32, heads=16, kv_heads=1, head_dim=128),
+]
+
+
+class Layout:
+    """Sequences in a pool of shuffled blocks; what their tokens do not own is NaN."""
+
+    def __init__(self, case: Case, lengths: list[int]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.case, self.lengths = case, lengths
+        per_block = case.per_block
+        width = max(lengths) // per_block + 2
+        needed = [-(-length // per_block) for length in lengths]
+        shape = (sum(needed) + 2, 2, case.kv_heads, per_block, case.head_dim)
+        pool = torch.full(shape, float("nan"))
+        order = torch.randperm(shape[0], generator=generator)
+        # Rows of the table are slots, here those of the sequences in reverse.
+        self.tables = torch.full((len(lengths), width), UNOWNED, dtype=torch.int32)
+        self.slots = [len(lengths) - 1 - i for i in range(len(lengths))]
+        self.keys, self.values = [], []
+        for i, length in enumerate(lengths):
+            kv = torch.randn(2, case.kv_heads, length, case.head_dim, generator=generator)
+            kv = kv.to(case.dtype).float()
+            self.keys.append(kv[0])
+            self.values.append(kv[1])
+            begin = sum(needed[:i])
+            self.tables[self.slots[i], : needed[i]] = order[begin : begin + needed[i]].int()
+            for position in range(length):
+                block = self.tables[self.slots[i], position // per_block]
+                pool[block, :, :, position % per_block] = kv[:, :, position]
+        self.pool = pool.to(case.dtype).to(DEVICE)
+        self.sinks = None
+        if case.sinks:
+            self.sinks = torch.randn(case.heads, generator=generator).to(DEVICE)
+
+    def hide(self, sequence: int, first_seen: int) -> None:
+        """Takes from a sequence what lies below the first position that a mask shows."""
+        per_block, slot = self.case.per_block, self.slots[sequence]
+        for position in range(first_seen):
+            block = int(self.tables[slot, position // per_block])
+            self.pool[block, :, :, position % per_block] = float("nan")
+        self.tables[slot, : first_seen // per_block] = UNOWNED
+
+    def queries(self, tokens: int) -> torch.Tensor:
+        heads = self.case.heads + 2 * self.case.kv_heads
+        qkv = torch.randn(tokens, heads, self.case.head_dim, generator=torch.manual_seed(1))
+        return qkv.to(self.case.dtype).to(DEVICE)[:, : self.case.heads]
+
+    def reference(self, q: torch.Tensor, sequence: int, position: int) -> torch.Tensor:
+        """What one token should get: ``[heads * head_dim]``. q: ``[heads, head_dim]``."""
+        case = self.case
+        first = int(case.mask.first_visible(np.array([position]))[0])
+        group = case.heads // case.kv_heads
+        seen = slice(first, position + 1)
+        keys = self.keys[sequence][:, seen].repeat_interleave(group, 0)
+        values = self.values[sequence][:, seen].repeat_interleave(group, 0)
+        scores = (keys @ q.float().cpu()[:, :, None])[..., 0] * case.head_dim**-0.5
+        if case.soft_cap is not None:
+            scores = (scores / case.soft_cap).tanh() * case.soft_cap
+        if self.sinks is not None:
+            scores = torch.cat((scores, self.sinks.cpu()[:, None]), 1)
+        weights = scores.softmax(1)[:, : position + 1 - first]
+        return (weights[:, None] @ values).flatten()
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    tolerance = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[dtype]
+    actual = actual.float().cpu()
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def decode(layout: Layout, q: torch.Tensor, workspace: DecodeWorkspace) -> torch.Tensor:
+    """Each sequence's last token, its row that of the sequence; padding before and after them."""
+    case, n = layout.case, len(layout.lengths)
+    out = torch.full((n, case.heads * case.head_dim), 7.0, dtype=case.dtype, device=DEVICE)
+    decode_attention(
+        q,
+        layout.pool,
+        layout.tables.to(DEVICE),
+        ints(-1, *range(n), -1),
+        ints(0, *layout.slots, 0),
+        ints(*(length - 1 for length in layout.lengths)),
+        out,
+        workspace,
+        sinks=layout.sinks,
+        num_splits=case.splits,
+        **case.options,
+    )
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_decode(case: Case) -> None:
+    layout = Layout(case, [1, 64, 333])
+    for i, length in enumerate(layout.lengths):
+        layout.hide(i, int(case.mask.first_visible(np.array([length - 1]))[0]))
+    n = len(layout.lengths)
+    q = layout.queries(n)
+    workspace = decode_workspace(n + 2, case.heads, case.head_dim, case.splits, DEVICE)
+    expected = torch.stack(
+        [layout.reference(q[i], i, length - 1) for i, length in enumerate(layout.lengths)]
+    )
+    assert_close(decode(layout, q, workspace), expected, case.dtype)
+    assert not workspace.arrivals.any()  # the next launch finds them as this one did
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prefill(case: Case) -> None:
+    most = tile_tokens(case.heads, case.kv_heads)
+    # (sequence, first position, tokens), cut into tiles below
+    chunks = [(0, 0, 40), (1, 110, 27)]
+    layout = Layout(case, [40, 137])
+    layout.hide(1, int(case.mask.first_visible(np.array([110]))[0]))
+    tiles, positions, expected_of = [], [], []
+    for sequence, first, tokens in chunks:
+        for begin in range(0, tokens, most):
+            row = len(positions) + begin
+            tiles.append((row, min(most, tokens - begin), layout.slots[sequence]))
+        expected_of += [(sequence, first + token) for token in range(tokens)]
+        positions += range(first, first + tokens)
+    tiles.append((-1, 5, 0))
+    tiles.reverse()
+    q = layout.queries(len(positions) + 1)  # one row belongs to no tile
+    out = torch.full((len(q), case.heads * case.head_dim), 7.0, dtype=case.dtype, device=DEVICE)
+    rows, sizes, slots = zip(*tiles, strict=True)
+    prefill_attention(
+        q,
+        layout.pool,
+        layout.tables.to(DEVICE),
+        ints(*rows),
+        ints(*sizes),
+        ints(*slots),
+        ints(*positions, 0),
+        out,
+        sinks=layout.sinks,
+        **case.options,
+    )
+    expected = [layout.reference(q[i], *where) for i, where in enumerate(expected_of)]
+    assert_close(out[:-1], torch.stack(expected), case.dtype)
+    assert (out[-1] == 7.0).all()
+
+
+def test_decode_leaves_other_rows_alone() -> None:
+    layout = Layout(Case(), [40])
+    q = layout.queries(3)
+    out = torch.full((3, 4 * 64), 7.0, device=DEVICE)
+    decode_attention(
+        q,
+        layout.pool,
+        layout.tables.to(DEVICE),
+        ints(1, -1),
+        ints(0, 0),
+        ints(0, 39, 0),
+        out,
+        decode_workspace(2, 4, 64, 2, DEVICE),
+        sinks=None,
+        num_splits=2,
+        **Case().options,
+    )
+    assert_close(out[1], layout.reference(q[1], 0, 39), torch.float32)
+    assert (out[[0, 2]] == 7.0).all()
+
+
+def test_a_tile_has_as_many_tokens_as_its_heads_leave_room_for() -> None:
+    assert tile_tokens(32, 8) == 32
+    assert tile_tokens(8, 8) == 128
+    assert tile_tokens(10, 2) == 25
+    assert tile_tokens(71, 1) == 1
+
+
+def test_a_scale_that_is_not_positive_is_refused() -> None:
+    layout = Layout(Case(), [1])
+    with pytest.raises(ValueError, match="scale must be positive, got -1"):
+        decode_attention(
+            layout.queries(1),
+            layout.pool,
+            layout.tables.to(DEVICE),
+            ints(0),
+            ints(0),
+            ints(0),
+            torch.empty(1, 256, device=DEVICE),
+            decode_workspace(1, 4, 64, 1, DEVICE),
+            sinks=None,
+            num_splits=1,
+            **{**Case().options, "scale": -1.0},
+        )
+
+
+@pytest.mark.parametrize(
+    ("n", "kv_heads", "positions", "splits"),
+    [(1, 8, 131072, 49), (1, 1, 131072, 128), (1, 8, 1024, 16), (8, 8, 4096, 6), (256, 8, 2048, 1)],
+)
+def test_splits_fill_the_gpu(n: int, kv_heads: int, positions: int, splits: int) -> None:
+    assert choose_splits(n, kv_heads, 132, positions) == splits
