@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from slipstream.attention.preparation import Preparation
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -71,11 +73,18 @@ class BatchLayout:
 class AttentionPlan(Protocol):
     """A planned batch. Valid until the next plan is made."""
 
-    def run(self, layer: int, qkv: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
+    def run(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+        preparation: Preparation | None = None,
+    ) -> torch.Tensor:
         """Stores this layer's keys and values, then attends.
 
-        qkv: ``[tokens, heads + 2 * kv_heads, head_dim]``, queries, keys, values, positions already
-        applied. sinks: ``[heads]``, a score that takes part in the softmax and has no value.
+        qkv: ``[tokens, heads + 2 * kv_heads, head_dim]``, queries, keys, values; it is overwritten.
+        preparation: what is still to be done to them, None if nothing. sinks: ``[heads]``, a score
+        that takes part in the softmax and has no value.
         Returns ``[tokens, heads * head_dim]``. A latent cache takes keys and no values, and the
         result is ``[tokens, heads * latent_dim]``. The KV of every sequence of the batch is
         stored before anything is read, so sequences may share blocks that the batch fills.

@@ -19,6 +19,7 @@ import torch
 
 from slipstream.attention.interface import BatchLayout, IntArray, Mask, ScoreSpec
 from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.preparation import Preparation
 from slipstream.attention.softmax import attend
 from slipstream.attention.tiles import TILE, MaskTemplates, Tile, tiles_of
 
@@ -199,8 +200,16 @@ class PagedSdpaPlan:
         self._planes, self._value_dim = shape.planes, shape.value_dim
         self._queries_per_kv = backend.num_heads // shape.num_kv_heads
 
-    def run(self, layer: int, qkv: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
+    def run(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+        preparation: Preparation | None = None,
+    ) -> torch.Tensor:
         """See AttentionPlan.run."""
+        if preparation is not None:
+            preparation.apply_(qkv)
         heads = self._backend.num_heads
         write_rows = self._write_rows[self._backend.group_of_layer[layer]]
         self._backend.position_rows[layer][write_rows] = qkv[:, heads:]

@@ -44,7 +44,7 @@ class Dispatch:
 
     order: torch.Tensor  # [pairs] pair of each row, pairs counted token by token
     experts: torch.Tensor  # [pairs] expert of each row, ascending
-    counts: torch.Tensor  # [num_experts] int64 rows of each expert
+    counts: torch.Tensor  # [num_experts] rows of each expert
     top_k: int
 
     @classmethod
@@ -52,8 +52,7 @@ class Dispatch:
         """experts: int64 ``[tokens, top_k]``."""
         pairs = experts.flatten()
         ordered, order = pairs.sort(stable=True)
-        # Not bincount: it waits for a GPU to learn the size of its result.
-        counts = pairs.new_zeros(num_experts).scatter_add_(0, pairs, torch.ones_like(pairs))
+        counts = pairs.bincount(minlength=num_experts)
         return cls(order, ordered, counts, experts.shape[-1])
 
     @property
@@ -62,7 +61,7 @@ class Dispatch:
         return self.order.div(self.top_k, rounding_mode="floor")
 
     def segments(self) -> list[tuple[int, int, int]]:
-        """Expert, first row and end of each segment that has rows. Waits for the device."""
+        """Expert, first row and end of each segment that has rows."""
         hit = self.counts.nonzero().flatten()
         ends = self.counts[hit].cumsum(0).tolist()
         return list(zip(hit.tolist(), [0, *ends[:-1]], ends, strict=True))
@@ -96,14 +95,45 @@ class Experts(nn.Module):
         rows = x[dispatch.tokens]
         if self.spec.weigh_input:
             rows = rows * weights.flatten()[dispatch.order, None]
-        multiply = _Segments(dispatch, self.gate_up, self.down)
-        inner = multiply(rows, self.gate_up)
+        segments = dispatch.segments()
+        inner = _multiply(rows, self.gate_up, segments)
         if self.gate_up_bias is not None:
             inner += self.gate_up_bias[dispatch.experts]
-        out = multiply(self._activate(inner), self.down)
+        out = _multiply(self._activate(inner), self.down, segments)
         if self.down_bias is not None:
             out += self.down_bias[dispatch.experts]
-        return self._combine(out, dispatch, weights)
+        # Back to token order, then one small product a token: unlike adding rows in place, the
+        # order of summation is fixed, so that results repeat.
+        per_token = torch.empty_like(out)
+        per_token[dispatch.order] = out
+        return self._combine(per_token, dispatch.top_k, weights)
+
+    def by_kernels(
+        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``forward``, by kernels that read on the device what each expert has to do.
+
+        experts: as the router gives them. Returns the rows of each expert as well.
+        """
+        from slipstream.kernels.experts import down_product, gate_up_product, sort_pairs
+
+        top_k = experts.shape[-1]
+        weights = weights.to(x.dtype)
+        pairs = sort_pairs(experts, self.down.shape[0])
+        spec = self.spec
+        inner = gate_up_product(
+            x,
+            pairs,
+            top_k,
+            self.gate_up,
+            self.gate_up_bias,
+            weights if spec.weigh_input else None,
+            clamped=spec.activation == "clamped_swiglu",
+            alpha=spec.alpha,
+            limit=spec.limit,
+        )
+        out = down_product(inner, pairs, self.down, self.down_bias)
+        return self._combine(out, top_k, weights), pairs.counts
 
     def _one_by_one(
         self, x: torch.Tensor, dispatch: Dispatch, weights: torch.Tensor
@@ -136,41 +166,19 @@ class Experts(nn.Module):
         up = up.clamp(-self.spec.limit, self.spec.limit)
         return (gate * self.spec.alpha).sigmoid_().mul_(gate).mul_(up.add_(1.0))
 
-    def _combine(
-        self, out: torch.Tensor, dispatch: Dispatch, weights: torch.Tensor
-    ) -> torch.Tensor:
-        # Back to token order, then one small product a token: unlike adding rows in place, the
-        # order of summation is fixed, so that results repeat.
-        per_token = torch.empty_like(out)
-        per_token[dispatch.order] = out
-        per_token = per_token.unflatten(0, (-1, dispatch.top_k))
+    def _combine(self, per_token: torch.Tensor, top_k: int, weights: torch.Tensor) -> torch.Tensor:
+        per_token = per_token.unflatten(0, (-1, top_k))
         if self.spec.weigh_input:
             return per_token.sum(1)
         return torch.bmm(weights[:, None], per_token).squeeze(1)
 
 
-class _Segments:
-    """Multiplies each segment of rows with its expert's matrix.
-
-    On a GPU by torch's grouped product, which reads the segments on the device; it wants bfloat16's
-    capability and rows of whole 16 bytes. On a CPU that product is the same loop over segments.
-    """
-
-    def __init__(self, dispatch: Dispatch, *matrices: torch.Tensor) -> None:
-        grouped = dispatch.counts.is_cuda and _groupable(matrices)
-        self._offsets = dispatch.counts.cumsum(0, dtype=torch.int32) if grouped else None
-        self._segments = [] if grouped else dispatch.segments()
-
-    def __call__(self, rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-        """rows: ``[pairs, in]``; matrices: ``[num_experts, out, in]``. Returns ``[pairs, out]``."""
-        if self._offsets is not None:
-            return F.grouped_mm(rows, matrices.transpose(-2, -1), offs=self._offsets)
-        out = rows.new_empty((rows.shape[0], matrices.shape[1]))
-        for expert, start, end in self._segments:
-            torch.mm(rows[start:end], matrices[expert].t(), out=out[start:end])
-        return out
-
-
-def _groupable(matrices: tuple[torch.Tensor, ...]) -> bool:
-    aligned = all(matrix.shape[-1] * matrix.dtype.itemsize % 16 == 0 for matrix in matrices)
-    return aligned and torch.cuda.get_device_capability(matrices[0].device) >= (8, 0)
+def _multiply(
+    rows: torch.Tensor, matrices: torch.Tensor, segments: list[tuple[int, int, int]]
+) -> torch.Tensor:
+    """rows: ``[pairs, in]``; matrices: ``[num_experts, out, in]``. Returns ``[pairs, out]``: each
+    segment of rows times its expert's matrix."""
+    out = rows.new_empty((rows.shape[0], matrices.shape[1]))
+    for expert, start, end in segments:
+        torch.mm(rows[start:end], matrices[expert].t(), out=out[start:end])
+    return out

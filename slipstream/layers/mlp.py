@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.layers.device import has_kernels
+from slipstream.layers.linear import Linear
+
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
 
@@ -45,14 +48,22 @@ class GatedMlp(nn.Module):
     def __init__(self, hidden_size: int, spec: MlpSpec, dtype: torch.dtype) -> None:
         super().__init__()
         inner = spec.intermediate_size
+        self._name = spec.activation
         self._activation = ACTIVATIONS[spec.activation]
-        self.gate_up = nn.Linear(hidden_size, 2 * inner, bias=spec.bias, dtype=dtype)
-        self.down = nn.Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
+        self.gate_up = Linear(hidden_size, 2 * inner, bias=spec.bias, dtype=dtype)
+        self.down = Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden_size]``, as is the result."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down(self._activation(gate).mul_(up))
+        gate_up = self.gate_up(x)
+        if has_kernels(x.device):
+            from slipstream.kernels.activation import gated_activation
+
+            inner = gated_activation(gate_up, self._name)
+        else:
+            gate, up = gate_up.chunk(2, dim=-1)
+            inner = self._activation(gate).mul_(up)
+        out: torch.Tensor = self.down(inner)
         return out
 
 
@@ -63,8 +74,8 @@ class PlainMlp(nn.Module):
         super().__init__()
         inner = spec.intermediate_size
         self._activation = ACTIVATIONS[spec.activation]
-        self.up = nn.Linear(hidden_size, inner, bias=spec.bias, dtype=dtype)
-        self.down = nn.Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
+        self.up = Linear(hidden_size, inner, bias=spec.bias, dtype=dtype)
+        self.down = Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden_size]``, as is the result."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from slipstream.layers.device import has_kernels
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
 from slipstream.layers.mlp import GatedMlp, MlpSpec
 from slipstream.layers.router import Router, RouterSpec
@@ -46,10 +47,14 @@ class MoeBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden]``."""
         chosen, weights = self.router(x)
-        dispatch = Dispatch.of(chosen, self.router.spec.num_experts)
+        out: torch.Tensor
+        if has_kernels(x.device):
+            out, counts = self.experts.by_kernels(x, chosen, weights)
+        else:
+            dispatch = Dispatch.of(chosen, self.router.spec.num_experts)
+            out, counts = self.experts(x, dispatch, weights), dispatch.counts
         if self._load is not None:
-            self._load += dispatch.counts
-        out: torch.Tensor = self.experts(x, dispatch, weights)
+            self._load += counts
         if self.shared is None:
             return out
         shared = self.shared(x)

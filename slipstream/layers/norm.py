@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.layers.device import has_kernels
+
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
@@ -39,8 +41,18 @@ class Norm(nn.Module):
         self._spec = spec
         self._size = shape[-1:]
         self._weight_dtype = torch.float32 if spec.float32_weight else dtype
+        self._fused = self.is_rms and len(shape) == 1
         self.weight = _parameter(shape, self._weight_dtype) if spec.weight else None
         self.bias = _parameter(shape, self._weight_dtype) if spec.bias else None
+
+    @property
+    def is_rms(self) -> bool:
+        """Whether it is a plain root mean square norm, without a bias."""
+        return self._spec.kind == "rms" and not self._spec.bias
+
+    @property
+    def eps(self) -> float:
+        return self._spec.eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[..., *shape]``. Returns a new tensor of the same shape and dtype."""
@@ -50,6 +62,19 @@ class Norm(nn.Module):
         if self._spec.float32_weight:
             return self._normalise(x.float(), self.weight, self.bias).to(x.dtype)
         return self._normalise(x, self.weight, self.bias)
+
+    def after_adding(
+        self, x: torch.Tensor, branch: torch.Tensor | None, scale: float = 1.0
+    ) -> torch.Tensor:
+        """Adds ``scale * branch`` to x in place, unless it is None; then x normalised."""
+        if self._fused and has_kernels(x.device):
+            from slipstream.kernels.norm import add_rms_norm
+
+            return add_rms_norm(x, branch, self.weight, self._spec.eps, scale=scale)
+        if branch is not None:
+            x.add_(branch, alpha=scale)
+        out: torch.Tensor = self(x)
+        return out
 
     def _normalise(
         self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from slipstream.layers.device import has_kernels
 from slipstream.layers.rope_scaling import RopeScaling
 
 RopeStyle = Literal["halves", "interleaved"]
@@ -51,7 +52,11 @@ class RotaryEmbedding(nn.Module):
     def tables(self, positions: torch.Tensor) -> RopeTables:
         """cos and sin for positions ``[tokens]``: each ``[tokens, 1, dim]`` in the model's dtype.
         The sin of the first of each pair is negated, so that :func:`rotate_` needs no negation."""
-        frequencies = self.inverse_frequencies.to(positions.device)
+        if positions.is_cuda and not self.inverse_frequencies.is_cuda:
+            self.inverse_frequencies = self.inverse_frequencies.to(positions.device)
+        if has_kernels(positions.device):
+            return self._tables_by_kernel(positions)
+        frequencies = self.inverse_frequencies
         angles = positions.float()[:, None] * frequencies
         cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
         pairs = (cos, cos), (-sin, sin)
@@ -60,6 +65,14 @@ class RotaryEmbedding(nn.Module):
         else:
             cos, sin = (torch.stack(pair, -1).flatten(-2) for pair in pairs)
         return cos.to(self._dtype)[:, None], sin.to(self._dtype)[:, None]
+
+    def _tables_by_kernel(self, positions: torch.Tensor) -> RopeTables:
+        from slipstream.kernels.rope import rope_tables
+
+        cos, sin = rope_tables(
+            positions, self.inverse_frequencies, self._factor, self._style, self._dtype
+        )
+        return cos[:, None], sin[:, None]
 
 
 def rotate_(heads: torch.Tensor, tables: RopeTables, style: RopeStyle) -> None:

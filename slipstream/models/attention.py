@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from slipstream.attention.interface import AttentionPlan
+from slipstream.attention.preparation import Preparation, QkNorms
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import Norm
-from slipstream.layers.rotary import RopeTables, rotate_
+from slipstream.layers.rotary import RopeStyle, RopeTables
 from slipstream.models.spec import ArchSpec, QkNormSpec
 
 
@@ -36,17 +38,13 @@ class GroupedQueryAttention(nn.Module):
         attention = spec.layers[index].attention
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self._index = index
-        self._queries = slice(0, heads)
-        self._keys = slice(heads, heads + kv_heads)
-        self._rotated = slice(0, heads + kv_heads)
+        self._heads, self._kv_heads = heads, kv_heads
         self._shape = (heads + 2 * kv_heads, dim)
-        self._rope_style = attention.rope.style if attention.rope else "halves"
-        self.qkv = nn.Linear(
+        self._rope_style: RopeStyle = attention.rope.style if attention.rope else "halves"
+        self.qkv = Linear(
             spec.hidden_size, self._shape[0] * dim, bias=attention.qkv_bias, dtype=dtype
         )
-        self.output = nn.Linear(
-            heads * dim, spec.hidden_size, bias=attention.output_bias, dtype=dtype
-        )
+        self.output = Linear(heads * dim, spec.hidden_size, bias=attention.output_bias, dtype=dtype)
         self._qk_norm = attention.qk_norm
         if attention.qk_norm is not None:
             self.q_norm = _qk_norm(attention.qk_norm, heads, dim, dtype)
@@ -56,25 +54,17 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         """hidden: ``[tokens, hidden_size]``, normalised. Returns the same shape."""
         qkv = self.qkv(hidden).view(-1, *self._shape)
-        norm = self._qk_norm
-        if norm is not None and not norm.after_rope:
-            self._normalise_(qkv, norm)
-        if inputs.rope is not None:
-            rotate_(qkv[:, self._rotated], inputs.rope, self._rope_style)
-        if norm is not None and norm.after_rope:
-            self._normalise_(qkv, norm)
-        if inputs.temperature is not None:
-            qkv[:, self._queries].mul_(inputs.temperature)
-        out: torch.Tensor = self.output(inputs.plan.run(self._index, qkv, self.sinks))
+        attended = inputs.plan.run(self._index, qkv, self.sinks, self._preparation(inputs))
+        out: torch.Tensor = self.output(attended)
         return out
 
-    def _normalise_(self, qkv: torch.Tensor, spec: QkNormSpec) -> None:
-        for heads, norm in ((self._queries, self.q_norm), (self._keys, self.k_norm)):
-            part = qkv[:, heads]
-            if spec.over == "all":
-                part.copy_(norm(part.flatten(1)).view_as(part))
-            else:
-                part.copy_(norm(part))
+    def _preparation(self, inputs: LayerInputs) -> Preparation:
+        norms, spec = None, self._qk_norm
+        if spec is not None:
+            norms = QkNorms(self.q_norm, self.k_norm, spec.over, spec.after_rope)
+        return Preparation(
+            self._heads, self._kv_heads, inputs.rope, self._rope_style, norms, inputs.temperature
+        )
 
 
 def _qk_norm(spec: QkNormSpec, heads: int, dim: int, dtype: torch.dtype) -> Norm:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.attention.interface import AttentionPlan
+from slipstream.layers.linear import Linear
 from slipstream.layers.mlp import GatedMlp, MlpSpec, PlainMlp
 from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.norm import Norm
@@ -58,16 +59,25 @@ class DecoderLayer(nn.Module):
         self.mlp = make_feed_forward(spec.layers[index].mlp, spec.hidden_size, dtype)
         self.mlp_post_norm = norm(block.post_norm)
 
-    def forward(self, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
-        """hidden: ``[tokens, hidden_size]``, updated in place and returned."""
-        normed = self.attention_norm(hidden)
-        attended = self.attention_post_norm(self.attention(normed, inputs))
+    def forward(
+        self, hidden: torch.Tensor, branch: torch.Tensor | None, inputs: LayerInputs
+    ) -> torch.Tensor:
+        """hidden: the residual ``[tokens, hidden_size]``, updated in place; branch: what has yet to
+        join it, None at first. Returns this layer's own last branch: joining it is left to the
+        norm that comes next, which reads the residual anyway."""
+        normed = self._join(self.attention_norm, hidden, branch)
+        attended: torch.Tensor = self.attention_post_norm(self.attention(normed, inputs))
         if self._parallel:
-            attended += self.mlp(normed if self._shared_norm else self.mlp_norm(hidden))
-            return hidden.add_(attended, alpha=self._scale)
-        hidden.add_(attended, alpha=self._scale)
-        fed = self.mlp_post_norm(self.mlp(self.mlp_norm(hidden)))
-        return hidden.add_(fed, alpha=self._scale)
+            return attended.add_(self.mlp(normed if self._shared_norm else self.mlp_norm(hidden)))
+        fed: torch.Tensor = self.mlp(self._join(self.mlp_norm, hidden, attended))
+        return self.mlp_post_norm(fed)
+
+    def _join(
+        self, norm: nn.Module, hidden: torch.Tensor, branch: torch.Tensor | None
+    ) -> torch.Tensor:
+        if isinstance(norm, Norm):
+            return norm.after_adding(hidden, branch, self._scale)
+        return hidden if branch is None else hidden.add_(branch, alpha=self._scale)
 
 
 class Decoder(nn.Module):
@@ -88,7 +98,7 @@ class Decoder(nn.Module):
             DecoderLayer(spec, index, dtype) for index in range(spec.num_layers)
         )
         self.norm = Norm(spec.norm, (spec.hidden_size,), dtype)
-        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False, dtype=dtype)
+        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False, dtype=dtype)
 
     def tie_weights(self) -> None:
         """Makes the output matrix the embedding's, where the spec says so."""
@@ -120,9 +130,24 @@ class Decoder(nn.Module):
         if self.spec.learned_positions:
             hidden += self.position_embedding(positions)
         inputs = self.positions.inputs(positions, attention)
+        branch: torch.Tensor | None = None
         for layer, index in zip(self.layers, self.positions.by_layer, strict=True):
-            hidden = layer(hidden, inputs[index])
-        return hidden
+            branch = layer(hidden, branch, inputs[index])
+        assert branch is not None
+        return hidden.add_(branch, alpha=self.spec.block.residual_scale)
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """The narrowest type that holds the logits without rounding them."""
+        plain = self.spec.logit_scale == 1.0 and self.spec.logit_soft_cap is None
+        return self.dtype if plain else torch.float32
+
+    def logits_into(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """As ``logits``, into ``out`` of ``logits_dtype``."""
+        if out.dtype == self.dtype and self.logits_dtype == self.dtype:
+            self.lm_head.into(self.norm.after_adding(hidden, None), out)
+        else:
+            out.copy_(self.logits(hidden))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and output matrix: ``[rows, hidden_size]`` to float32 ``[rows, vocab]``."""

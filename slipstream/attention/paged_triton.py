@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Paged attention on an NVIDIA GPU, by kernels that read a batch's layout from device memory.
+
+Nothing of a plan is computed on the host, so that a CUDA graph can replay a step for whatever its
+buffers hold by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from slipstream.attention.interface import ScoreSpec
+from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.preparation import Preparation, QkNorms
+from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
+from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
+from slipstream.kernels.qkv import prepare_qkv
+
+_MIXED_SPLITS = 8  # of sequences that decode beside chunks; short ones are not split
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBatch:
+    """The layout of a batch, all of it on the device.
+
+    Sequences of one token are ``decode_rows`` of the batch; longer chunks are cut into tiles of at
+    most ``PagedTriton.tile_tokens`` rows. Slots are rows of ``block_tables``. A row or a tile of -1
+    is padding, and so is a write slot of -1.
+    """
+
+    positions: torch.Tensor  # int32 [tokens]
+    write_slots: torch.Tensor  # int64 [caches, tokens] block * tokens_per_block + offset
+    block_tables: torch.Tensor  # int32 [caches, slots, blocks]
+    decode_rows: torch.Tensor  # int32 [decodes]
+    decode_slots: torch.Tensor
+    tile_rows: torch.Tensor  # int32 [tiles] first row of each
+    tile_sizes: torch.Tensor
+    tile_slots: torch.Tensor
+
+
+class PagedTriton:
+    """Plans batches over the KV caches of a model.
+
+    Arguments as of PagedSdpa; keys and values must be cached apart. max_decodes: sequences of one
+    token in a batch, at most. max_positions: of a sequence.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[KvCache],
+        layers: Sequence[Sequence[int]],
+        num_heads: int,
+        scores: Sequence[ScoreSpec],
+        *,
+        max_decodes: int,
+        max_positions: int,
+    ) -> None:
+        shape = caches[0].shape
+        assert shape.latent_dim is None
+        self.num_heads = num_heads
+        self.num_kv_heads = shape.num_kv_heads
+        self.head_dim = shape.head_dim
+        self.scores = list(scores)
+        self.tile_tokens = tile_tokens(num_heads, shape.num_kv_heads)
+        places = {
+            layer: (group, pool)
+            for group, cache in enumerate(caches)
+            for layer, pool in zip(layers[group], cache.pool, strict=True)
+        }
+        self.group_of_layer = [places[layer][0] for layer in range(len(scores))]
+        self.pools = [places[layer][1] for layer in range(len(scores))]
+        device = caches[0].pool.device
+        num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        # By number of decodes. Steps run one after the other: one workspace serves all.
+        self._splits = [
+            choose_splits(max(count, 1), self.num_kv_heads, num_sms, max_positions)
+            for count in range(max_decodes + 1)
+        ]
+        parts = max(count * max(splits, _MIXED_SPLITS) for count, splits in enumerate(self._splits))
+        self.workspace = decode_workspace(parts, num_heads, self.head_dim, 1, device)
+
+    def plan(self, batch: DeviceBatch) -> PagedTritonPlan:
+        splits = self._splits[batch.decode_rows.shape[0]]
+        if batch.tile_rows.shape[0]:
+            # Beside chunks most rows may be padding, and the few others long.
+            splits = max(splits, _MIXED_SPLITS)
+        return PagedTritonPlan(self, batch, splits)
+
+
+class PagedTritonPlan:
+    """A batch in device memory; see AttentionPlan."""
+
+    def __init__(self, backend: PagedTriton, batch: DeviceBatch, splits: int) -> None:
+        self._backend = backend
+        self._batch = batch
+        self._splits = splits
+
+    def run(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+        preparation: Preparation | None = None,
+    ) -> torch.Tensor:
+        """See AttentionPlan.run."""
+        backend, batch = self._backend, self._batch
+        group = backend.group_of_layer[layer]
+        pool, tables = backend.pools[layer], batch.block_tables[group]
+        self._store(qkv, pool, batch.write_slots[group], preparation)
+        heads = backend.num_heads
+        queries = qkv[:, :heads]
+        out = qkv.new_empty((qkv.shape[0], heads * backend.head_dim))
+        scores = backend.scores[layer]
+        mask = scores.mask
+        if batch.decode_rows.shape[0]:
+            decode_attention(
+                queries,
+                pool,
+                tables,
+                batch.decode_rows,
+                batch.decode_slots,
+                batch.positions,
+                out,
+                backend.workspace,
+                scale=scores.scale,
+                mask_kind=mask.kind,
+                mask_size=mask.size,
+                soft_cap=scores.soft_cap,
+                sinks=sinks,
+                num_splits=self._splits,
+            )
+        if batch.tile_rows.shape[0]:
+            prefill_attention(
+                queries,
+                pool,
+                tables,
+                batch.tile_rows,
+                batch.tile_sizes,
+                batch.tile_slots,
+                batch.positions,
+                out,
+                scale=scores.scale,
+                mask_kind=mask.kind,
+                mask_size=mask.size,
+                soft_cap=scores.soft_cap,
+                sinks=sinks,
+            )
+        return out
+
+    def _store(
+        self,
+        qkv: torch.Tensor,
+        pool: torch.Tensor,
+        write_slots: torch.Tensor,
+        preparation: Preparation | None,
+    ) -> None:
+        kv_heads = self._backend.num_kv_heads
+        if preparation is not None and not _fusable(preparation.norms):
+            preparation.apply_(qkv)
+            preparation = None
+        if preparation is None:
+            prepare_qkv(qkv, pool, write_slots, kv_heads=kv_heads)
+            return
+        norms = preparation.norms
+        cos, sin = (None, None) if preparation.rope is None else preparation.rope
+        prepare_qkv(
+            qkv,
+            pool,
+            write_slots,
+            kv_heads=kv_heads,
+            cos=cos,
+            sin=sin,
+            style=preparation.style,
+            q_norm=None if norms is None else norms.queries.weight,
+            k_norm=None if norms is None else norms.keys.weight,
+            eps=0.0 if norms is None else norms.queries.eps,
+            norm_after_rope=norms is not None and norms.after_rope,
+            q_factor=preparation.factor,
+        )
+
+
+def _fusable(norms: QkNorms | None) -> bool:
+    """Whether the kernel computes these: root mean squares of single heads, one weight for all."""
+    if norms is None:
+        return True
+    return norms.over == "head" and all(
+        norm.is_rms and norm.weight is not None for norm in (norms.queries, norms.keys)
+    )

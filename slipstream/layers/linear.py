@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers whose products of a few rows run on whichever kernel was measured to be fastest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:  # its compiler comes with torch for GPUs alone
+    from slipstream.kernels.skinny_linear import SkinnyConfig
+
+
+class FewRows:
+    """Kernels for products of few rows; without one torch's own is the fastest.
+
+    configs: the kernel for up to so many rows, ascending; ``arrivals``: see ``skinny_linear``.
+    """
+
+    def __init__(
+        self, configs: list[tuple[int, SkinnyConfig | None]], arrivals: torch.Tensor
+    ) -> None:
+        self.arrivals = arrivals
+        self.by_rows: list[SkinnyConfig | None] = [None]
+        for most, config in configs:
+            self.by_rows += [config] * (most + 1 - len(self.by_rows))
+
+    def config(self, rows: int) -> SkinnyConfig | None:
+        return self.by_rows[rows] if rows < len(self.by_rows) else None
+
+
+class Linear(nn.Linear):
+    """``x @ weight.T + bias``. ``few_rows``: set once it is known on which GPU this runs."""
+
+    few_rows: FewRows | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[rows, in]``. Returns ``[rows, out]``."""
+        if self.few_rows is not None and (config := self.few_rows.config(x.shape[0])) is not None:
+            from slipstream.kernels.skinny_linear import skinny_linear
+
+            return skinny_linear(x, self.weight, self.few_rows.arrivals, config)
+        return F.linear(x, self.weight, self.bias)
+
+    def into(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """``forward`` without a bias, into ``out`` ``[rows, out]``."""
+        assert self.bias is None
+        if self.few_rows is not None and (config := self.few_rows.config(x.shape[0])) is not None:
+            from slipstream.kernels.skinny_linear import skinny_linear
+
+            skinny_linear(x, self.weight, self.few_rows.arrivals, config, out)
+        else:
+            torch.mm(x, self.weight.t(), out=out)
