@@ -110,6 +110,7 @@ std::vector<LlmRow> OwnRows() {
       {"model_impl", "", Text<LlmParameters>(LLM(worker.model_impl))},
       {"trust_remote_code", "", Bool<LlmParameters>(LLM(worker.trust_remote_code))},
       {"num_threads", "", LlmInt(LLM(worker.num_threads), 0, 4096)},
+      {"cuda_graphs", "", Bool<LlmParameters>(LLM(worker.cuda_graphs))},
       {"seed", "", Int<LlmParameters>(LLM(worker.seed), 0, kMaxInt64)},
       {"tokens_per_block", "", LlmInt(LLM(worker.tokens_per_block), 1, 4096)},
       {"max_seq_len", "", LlmInt(LLM(worker.max_seq_len), 0)},

@@ -37,6 +37,8 @@ class LLM:
         kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory,
             and if that is 0, too, 0.9 of a GPU's or 0.25 of a host's.
         model_impl: ``native``, ``transformers``, or ``auto``: native where it serves the model.
+        load_format: ``auto``, ``safetensors``, or ``dummy``: random weights.
+        cuda_graphs: replay decode steps on a GPU from graphs that are captured at start.
         policy: ``guaranteed_no_evict`` or ``max_utilization``.
         progress: called with (fraction, what) while the model loads.
 
@@ -60,6 +62,8 @@ class LLM:
         policy: str = "guaranteed_no_evict",
         enable_prefix_reuse: bool = True,
         model_impl: str = "auto",
+        load_format: str = "auto",
+        cuda_graphs: bool = True,
         trust_remote_code: bool = False,
         num_threads: int = 0,
         progress: Callable[[float, str], None] | None = None,
@@ -81,6 +85,8 @@ class LLM:
             "kv_cache_tokens": kv_cache_tokens,
             "kv_cache_fraction": kv_cache_fraction,
             "model_impl": model_impl,
+            "load_format": load_format,
+            "cuda_graphs": cuda_graphs,
             "trust_remote_code": trust_remote_code,
             "num_threads": num_threads,
         }
@@ -108,21 +114,25 @@ class LLM:
         return self._tokenizer
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Completes every prompt, batched in flight; results in the order of the prompts.
+
+        params: one for all prompts, or one for each.
 
         Raises:
             RequestError: a prompt or parameter is wrong; nothing was generated for any prompt.
             GenerationError: a request ended with an error.
         """
-        params = params or SamplingParams()
         batch = _as_batch(prompts)
+        each = _params_for(batch, params)
         started: list[tuple[RequestOutput, int]] = []
         handles = []
         try:
-            for prompt in batch:
-                output, ticket, handle = self._submit(prompt, params, streaming=False)
+            for prompt, own in zip(batch, each, strict=True):
+                output, ticket, handle = self._submit(prompt, own, streaming=False)
                 started.append((output, ticket))
                 handles.append(handle)
             for output, ticket in started:
@@ -232,6 +242,17 @@ def _as_batch(prompts: Any) -> list[Prompt]:
     items = _listed(prompts)
     single = len(items) > 0 and isinstance(items[0], int)
     return [items] if single else items
+
+
+def _params_for(
+    batch: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * len(batch)
+    each = list(params)
+    if len(each) != len(batch):
+        raise RequestError(f"params: {len(each)} for {len(batch)} prompts")
+    return each
 
 
 def _listed(value: Any) -> list[Any]:

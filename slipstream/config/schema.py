@@ -67,6 +67,9 @@ class ModelSection(Section):
     num_threads: int = _option(
         0, "CPU threads of the worker; 0: automatic", roles=LLM, ge=0, le=4096
     )
+    cuda_graphs: bool = _option(
+        True, "replay decode steps on a GPU from graphs captured at start", roles=LLM
+    )
     seed: int = _option(0, "of dummy weights", roles=LLM, ge=0, lt=1 << 63)
 
 

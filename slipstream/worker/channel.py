@@ -50,6 +50,8 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         # uint64 elements and a header of 16 bytes, so that payloads start at a multiple of eight.
         self._buffer = np.empty(8192, np.uint64)
         self._begin = 0  # of what was received and not handed out: [begin, end) of the buffer
@@ -82,8 +84,8 @@ class Channel:
         return Frame(frame_type, self._buffer.view(np.uint8)[_HEADER_BYTES:end])
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether a frame, or a part of one, arrives within the time."""
-        return self._end > self._begin or bool(select.select([self._sock], [], [], timeout_s)[0])
+        """Whether ``receive`` has something to begin with, be it the end, within the time."""
+        return self._end > self._begin or bool(self._poll.poll(timeout_s * 1e3))
 
     def send_map(self, frame_type: FrameType, values: Mapping[str, Any]) -> None:
         self.send(frame_type, [memoryview(msgpack.packb(dict(values)))])

@@ -41,6 +41,7 @@ class WorkerConfig(BaseModel):
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
     model_impl: Literal["auto", "native", "transformers"] = "auto"
     num_threads: int = Field(default=0, ge=0, le=4096)
+    cuda_graphs: bool = True
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     revision: str | None = None
     rank: int = Field(default=0, ge=0)

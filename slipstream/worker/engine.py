@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,19 @@ class LogitRows:
         )
 
 
+class PendingStep:
+    """A step that was enqueued. ``done`` never waits; ``result`` does, and is called once."""
+
+    def __init__(self, done: Callable[[], bool], result: Callable[[], StepResult]) -> None:
+        self.done = done
+        self.result = result
+
+    @classmethod
+    def of(cls, result: StepResult) -> PendingStep:
+        """One that is done already."""
+        return cls(lambda: True, lambda: result)
+
+
 class ModelRunner:
     """A loaded model with its KV caches and slots: everything of a worker but the connection.
 
@@ -78,9 +93,6 @@ class ModelRunner:
         self.caches = tuple(caches)
         self.max_seq_len = max_seq_len
         self.device = decoder.device
-        spec = decoder.spec
-        layers = [group.layers for group in self.groups]
-        self._attention = PagedSdpa(self.caches, layers, spec.num_heads, spec.scores)
         self.expert_load = decoder.expert_load() if isinstance(decoder, Decoder) else None
         self._slots = SlotTable(
             max_num_seqs,
@@ -90,13 +102,24 @@ class ModelRunner:
             num_groups=len(self.groups),
         )
 
-    @torch.inference_mode()
+    @cached_property
+    def _attention(self) -> PagedSdpa:
+        spec = self.decoder.spec
+        layers = [group.layers for group in self.groups]
+        return PagedSdpa(self.caches, layers, spec.num_heads, spec.scores)
+
     def step(self, plan: StepPlan) -> StepResult:
-        """Applies one plan and returns its result.
+        """Applies one plan and returns its result."""
+        return self.launch(plan).result()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Applies one plan.
 
         In this order: retired and admitted slots, new blocks, block copies, forward, sampling.
-        Plans must come in the order of their step ids. Raises PlanError for a plan that
-        contradicts the ones before it; the runner must not be used after an exception.
+        Plans must come in the order of their step ids; the next one may be launched before the
+        result of this one is taken. Raises PlanError for a plan that contradicts the ones before
+        it; the runner must not be used after an exception.
         """
         slots = self._slots.apply(plan)
         for copy in plan.copies:
@@ -113,7 +136,7 @@ class ModelRunner:
                 sampled = self._sample(logits, plan, slots, num_tokens, rows)
         result = self._result(plan, slots, rows, logits, sampled)
         result.start_ns, result.end_ns = start_ns, time.monotonic_ns()
-        return result
+        return PendingStep.of(result)
 
     def _forward(self, plan: StepPlan, slots: IntArray, num_tokens: IntArray) -> torch.Tensor:
         first = plan.first_position.astype(np.int64)
@@ -190,15 +213,25 @@ class ModelRunner:
         self, result: StepResult, slots: IntArray, rows: LogitRows, sampled: Sampled
     ) -> None:
         seqs, finite = rows.sampled_seqs, sampled.finite
-        result.status[seqs] = np.where(finite, SeqStatus.OK, SeqStatus.NON_FINITE)
-        result.num_tokens[seqs] = finite
-        result.tokens = sampled.tokens.cpu().numpy()[finite].astype(np.int32)
+        self._add_tokens(result, rows, sampled.tokens.cpu().numpy(), finite)
         width = sampled.logprobs.width
         kept = np.repeat(finite, width)
         result.logprob_width[seqs] = np.where(finite, width, 0)
         result.logprob_ids = sampled.logprobs.ids[kept]
         result.logprob_values = sampled.logprobs.values[kept]
         result.generation_rows[seqs] = self._slots.generation_logits[slots[seqs]] & finite
+
+    @staticmethod
+    def _add_tokens(
+        result: StepResult,
+        rows: LogitRows,
+        tokens: npt.NDArray[Any],
+        finite: npt.NDArray[np.bool_],
+    ) -> None:
+        seqs = rows.sampled_seqs
+        result.status[seqs] = np.where(finite, SeqStatus.OK, SeqStatus.NON_FINITE)
+        result.num_tokens[seqs] = finite
+        result.tokens = tokens[finite].astype(np.int32)
 
     def _kept_logits(
         self, result: StepResult, rows: LogitRows, logits: torch.Tensor

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
+from collections import deque
 from typing import TYPE_CHECKING
 
 from slipstream.link import FrameType
@@ -14,7 +15,8 @@ from slipstream.worker.channel import Channel, Frame
 from slipstream.worker.config import WorkerConfig
 from slipstream.worker.frames import FrameError, encode_result, parse_step
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes a second to import
+    from slipstream.worker.engine import ModelRunner, PendingStep
     from slipstream.worker.expert_report import ExpertReport
 
 
@@ -47,13 +49,26 @@ def _converse(channel: Channel) -> int:
     loaded = load_model(config, progress)
     channel.send_map(FrameType.HELLO, loaded.hello)
     load = loaded.runner.expert_load
-    report = ExpertReport(load) if load is not None else None
-    while not _is_end(frame := _next_frame(channel, report)):
-        plan = parse_step(_expect(frame, FrameType.STEP).payload)
-        channel.send(FrameType.RESULT, encode_result(loaded.runner.step(plan)))
-        if report is not None:
-            report.note_step()
+    run_steps(channel, loaded.runner, ExpertReport(load) if load is not None else None)
     return 0
+
+
+def run_steps(channel: Channel, runner: ModelRunner, report: ExpertReport | None) -> None:
+    """Launches steps as they come and answers each as soon as it is done, in their order."""
+    pending: deque[PendingStep] = deque()
+    while True:
+        # While a step runs both are looked at in turn, without sleeping: a step takes as long as
+        # a few hundred looks, and whatever is noticed late keeps a GPU idle.
+        if pending and pending[0].done():
+            channel.send(FrameType.RESULT, encode_result(pending.popleft().result()))
+            if report is not None:
+                report.note_step()
+        elif not pending or channel.wait(0):
+            frame = _next_frame(channel, report)
+            if _is_end(frame):
+                return
+            plan = parse_step(_expect(frame, FrameType.STEP).payload)
+            pending.append(runner.launch(plan))
 
 
 def _next_frame(channel: Channel, report: ExpertReport | None) -> Frame | None:

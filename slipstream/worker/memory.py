@@ -12,7 +12,9 @@ import torch
 
 from slipstream.attention.interface import Mask
 from slipstream.attention.kv_cache import KvShape
+from slipstream.attention.preparation import Preparation
 from slipstream.models.kv_groups import Serving, pools_for_bytes, pools_for_tokens
+from slipstream.models.served import ServedModel
 from slipstream.worker.config import ConfigError, WorkerConfig
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -29,17 +31,22 @@ def kv_pool_blocks(
     masks: Sequence[Mask],
     shapes: Sequence[KvShape],
     device: torch.device,
+    reserved: int = 0,
 ) -> list[int]:
     """Blocks in each group's pool: from the tokens, the bytes, or the fraction of free memory.
 
-    Raises ConfigError naming the setting if that is too little for one sequence.
+    ``reserved`` bytes of the free memory are for other things. Raises ConfigError naming the
+    setting if that is too little for one sequence.
     """
     if config.kv_cache_tokens:
         return pools_for_tokens(masks, serving, config.kv_cache_tokens)
     name, budget = "kv_cache_bytes", config.kv_cache_bytes
     if not budget:
         fraction = config.kv_cache_fraction or KV_CACHE_FRACTIONS[device.type]
-        name, budget = f"kv_cache_fraction {fraction:g}", int(free_memory(device) * fraction)
+        free = free_memory(device)
+        name, budget = f"kv_cache_fraction {fraction:g}", int(max(free - reserved, 0) * fraction)
+        if reserved:
+            name += f" of {free} free bytes less {reserved} for activations"
     sizes = [shape.bytes_per_block for shape in shapes]
     pools = pools_for_bytes(masks, sizes, serving, budget)
     needed = serving.least(masks)
@@ -69,6 +76,40 @@ def _reclaimable() -> int:
     """Bytes of file cache, such as the weights just read, that the cgroup gives up on demand."""
     lines = (_CGROUP / "memory.stat").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+class _NoAttention:
+    """Stands in for a planned batch where only memory matters."""
+
+    def __init__(self, values: int) -> None:
+        self._values = values
+
+    def run(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+        preparation: Preparation | None = None,
+    ) -> torch.Tensor:
+        return qkv.new_zeros((qkv.shape[0], self._values))
+
+
+@torch.inference_mode()
+def activation_bytes(model: ServedModel, max_num_tokens: int, max_num_seqs: int) -> int:
+    """The most that a step of so many tokens needs on a GPU, beside weights and KV: it runs one."""
+    spec, device = model.spec, model.device
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    tokens = torch.zeros(max_num_tokens, dtype=torch.int32, device=device)
+    values = spec.num_heads * (spec.head_dim if spec.latent_dim is None else spec.latent_dim)
+    hidden = model(tokens, tokens, _NoAttention(values))
+    model.logits(hidden[:max_num_seqs])
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    return int(peak)
 
 
 def default_threads(weight_bytes: int) -> int:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,11 +20,21 @@ class PlanError(ValueError):
     """A plan that contradicts the plans before it or the model's limits."""
 
 
+@dataclass(frozen=True, slots=True)
+class BlockEntries:
+    """What a step adds to block tables: entry ``entries[i]`` of slot ``slots[i]``."""
+
+    slots: IntArray
+    entries: IntArray
+    block_ids: Int32Array  # [groups, entries]
+
+
 class SlotTable:
     """All slots, ``max_num_seqs`` of them, each with blocks for up to ``max_seq_len`` tokens.
 
     ``block_tables``: ``[groups, slots, blocks]``, one table a KV group. What a window has passed
-    stays in its table although it belongs to others: masks keep it from being read.
+    stays in its table although it belongs to others: masks keep it from being read. ``appended``:
+    what the last plan added. ``last_token`` has one entry more, which is nobody's.
     """
 
     def __init__(
@@ -40,7 +52,8 @@ class SlotTable:
         self.admitted = np.zeros(max_num_seqs, np.bool_)
         self.prompt_len = np.zeros(max_num_seqs, np.int64)
         self.generation_logits = np.zeros(max_num_seqs, np.bool_)
-        self.last_token = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self.last_token = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
+        self.appended: BlockEntries | None = None
         self.sampling = SamplingSlots(max_num_seqs)
 
     def apply(self, plan: StepPlan) -> IntArray:
@@ -76,6 +89,7 @@ class SlotTable:
     def _append_blocks(self, plan: StepPlan, slots: IntArray) -> None:
         counts = plan.num_new_blocks.astype(np.int64)
         held = self.num_blocks[slots]
+        self.appended = None
         if counts.any():
             total = held + counts
             num_groups, _, most = self.block_tables.shape
@@ -90,7 +104,9 @@ class SlotTable:
                 )
             entry = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - held, counts)
             ids = plan.new_block_ids.reshape(num_groups, -1)
-            self.block_tables[:, np.repeat(slots, counts), entry] = ids
+            owners = np.repeat(slots, counts)
+            self.block_tables[:, owners, entry] = ids
+            self.appended = BlockEntries(owners, entry, ids)
             self.num_blocks[slots] = held = total
         per_slot = plan.first_position.astype(np.int64) + plan.num_tokens
         if (per_slot > held * self.tokens_per_block).any():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import torch
 
 from slipstream.attention.kv_cache import KvCache, KvShape
+from slipstream.layers.device import has_kernels
 from slipstream.models.checkpoint import resolve_checkpoint
-from slipstream.models.kv_groups import Serving, kv_groups
+from slipstream.models.decoder import Decoder
+from slipstream.models.kv_groups import KvGroup, Serving, kv_groups
 from slipstream.models.loader import Progress
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
-from slipstream.worker.memory import default_threads, kv_pool_blocks
+from slipstream.worker.memory import activation_bytes, default_threads, kv_pool_blocks
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -57,9 +60,8 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     )
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or default_threads(decoder.weight_bytes))
-    progress(0.8, "allocating the KV cache")
-    runner = make_runner(config, decoder)
-    progress(0.85, "reading the tokenizer")
+    runner = make_runner(config, decoder, lambda done, what: progress(0.8 + 0.15 * done, what))
+    progress(0.95, "reading the tokenizer")
     table = token_table(path, trust_remote_code=config.trust_remote_code)
     progress(1.0, "ready")
     return LoadedModel(runner, hello(config, runner, table))
@@ -76,8 +78,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_runner(config: WorkerConfig, decoder: ServedModel) -> ModelRunner:
+def make_runner(
+    config: WorkerConfig,
+    decoder: ServedModel,
+    progress: Progress = lambda fraction, what: None,
+) -> ModelRunner:
     """Sizes and allocates the KV caches. Raises ConfigError naming the setting at fault."""
+    progress(0.0, "allocating the KV cache")
     spec = decoder.spec
     if config.max_seq_len > spec.max_positions:
         raise ConfigError(
@@ -100,12 +107,72 @@ def make_runner(config: WorkerConfig, decoder: ServedModel) -> ModelRunner:
         for group in groups
     ]
     masks = [group.mask for group in groups]
-    pools = kv_pool_blocks(config, serving, masks, shapes, decoder.device)
-    caches = [
-        KvCache(shape, blocks, decoder.device) for shape, blocks in zip(shapes, pools, strict=True)
-    ]
-    return ModelRunner(
-        decoder, groups, caches, max_num_seqs=config.max_num_seqs, max_seq_len=max_seq_len
+    reserved = 0
+    if decoder.device.type == "cuda":
+        reserved = activation_bytes(decoder, config.max_num_tokens, config.max_num_seqs)
+    pools = kv_pool_blocks(config, serving, masks, shapes, decoder.device, reserved)
+    try:
+        caches = [
+            KvCache(shape, blocks, decoder.device)
+            for shape, blocks in zip(shapes, pools, strict=True)
+        ]
+        return _runner_for(config, decoder, groups, caches, max_seq_len, progress)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(_memory_message(decoder, shapes, pools, reserved)) from error
+
+
+def _runner_for(
+    config: WorkerConfig,
+    decoder: ServedModel,
+    groups: Sequence[KvGroup],
+    caches: Sequence[KvCache],
+    max_seq_len: int,
+    progress: Progress,
+) -> ModelRunner:
+    if not _has_kernels(decoder, config.tokens_per_block):
+        return ModelRunner(
+            decoder, groups, caches, max_num_seqs=config.max_num_seqs, max_seq_len=max_seq_len
+        )
+    # These need a GPU's compiler.
+    from slipstream.worker.graph_runner import GraphRunner
+    from slipstream.worker.tuning import choose_kernels
+
+    assert isinstance(decoder, Decoder)
+    runner = GraphRunner(
+        decoder,
+        groups,
+        caches,
+        max_num_seqs=config.max_num_seqs,
+        max_seq_len=max_seq_len,
+        max_num_tokens=config.max_num_tokens,
+    )
+    if config.cuda_graphs:
+        progress(0.05, "choosing kernels")
+        choose_kernels(decoder)
+        runner.capture(lambda done, what: progress(0.1 + 0.9 * done, what))
+    return runner
+
+
+def _has_kernels(decoder: ServedModel, tokens_per_block: int) -> bool:
+    """Whether this model can run on kernels of ours, and so without waiting for its GPU."""
+    return (
+        has_kernels(decoder.device)
+        and isinstance(decoder, Decoder)
+        and decoder.spec.latent_dim is None
+        and decoder.spec.head_dim <= 256
+        and tokens_per_block & (tokens_per_block - 1) == 0
+    )
+
+
+def _memory_message(
+    decoder: ServedModel, shapes: Sequence[KvShape], pools: Sequence[int], reserved: int
+) -> str:
+    free, total = torch.cuda.mem_get_info(decoder.device)
+    cache = sum(s.bytes_per_block * blocks for s, blocks in zip(shapes, pools, strict=True))
+    return (
+        f"out of memory on {decoder.device}: weights {decoder.weight_bytes} + KV cache {cache} + "
+        f"activations {reserved} bytes of {total}, of which {free} are free now; lower "
+        "kv_cache_fraction, kv_cache_bytes or kv_cache_tokens, or max_num_tokens"
     )
 
 

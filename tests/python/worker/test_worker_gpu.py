@@ -30,7 +30,11 @@ def varied_params(slot: int) -> dict:
 
 def run_mixed_steps(path, device: str) -> tuple[list[list[int]], np.ndarray]:
     """24 sequences, chunked at random, then decoding together: tokens and log probabilities."""
-    driver = Driver(load_runner(path, device=device, tokens_per_block=16, kv_cache_tokens=16384))
+    driver = Driver(
+        load_runner(
+            path, device=device, tokens_per_block=16, kv_cache_tokens=16384, max_num_tokens=8192
+        )
+    )
     random = np.random.default_rng(0)
     plan = driver.new_plan()
     sequences = []

@@ -44,6 +44,7 @@ def config_map(path: Path, **overrides: Any) -> dict[str, Any]:
         "load_format": "auto",
         "model_impl": "auto",
         "num_threads": 0,
+        "cuda_graphs": True,
         "seed": 0,
         "revision": None,
         "rank": 0,

@@ -1,0 +1,384 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Applies step plans to a decoder on an NVIDIA GPU without ever waiting for it.
+
+Block tables and the last token of every slot live on the GPU. A step is one copy of its small
+arrays, a replayed CUDA graph (or the same kernels one by one, where none was captured for its
+shape), and one copy back; the next step can be enqueued before its tokens have arrived. What needs
+them on the host first, such as penalties, is sampled there and then, and waits.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.paged_triton import DeviceBatch, PagedTriton
+from slipstream.kernels.argmax import greedy
+from slipstream.kernels.sampling import draw_rows
+from slipstream.kernels.step_tokens import expand_tokens, keep_tokens
+from slipstream.models.decoder import Decoder
+from slipstream.models.kv_groups import KvGroup
+from slipstream.sampling.rng import uniform
+from slipstream.worker.engine import IntArray, LogitRows, ModelRunner, PendingStep
+from slipstream.worker.frames import StepPlan, StepResult
+from slipstream.worker.slots import BlockEntries, PlanError
+from slipstream.worker.staging import DeviceStep, HostStep, Staging, StepShape
+
+Progress = Callable[[float, str], None]
+
+_DEPTH = 4  # steps whose buffers are kept apart; at most two are in flight
+_MIXED_TOKENS = (
+    *(64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048),
+    *(3072, 4096, 6144, 8192),
+)
+_MORE_TILES = 64  # of a mixed graph, beyond what its tokens fill: as many prompts may end midway
+_FEW_SAMPLES = 32  # in mixed graphs: rows of logits cost as much as tokens
+
+
+def graph_sizes(largest: int) -> list[int]:
+    """Batch sizes to capture, ascending: every one up to 64, then in steps that waste little."""
+    sizes = [*range(1, 65), *range(72, 257, 8), *range(272, 513, 16)]
+    return [size for size in sizes if size < largest] + [min(largest, 512)]
+
+
+class GraphRunner(ModelRunner):
+    """A ModelRunner for decoders whose keys and values are cached apart, on a CUDA device."""
+
+    decoder: Decoder
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        groups: Sequence[KvGroup],
+        caches: Sequence[KvCache],
+        *,
+        max_num_seqs: int,
+        max_seq_len: int,
+        max_num_tokens: int,
+    ) -> None:
+        super().__init__(
+            decoder, groups, caches, max_num_seqs=max_num_seqs, max_seq_len=max_seq_len
+        )
+        spec, device = decoder.spec, decoder.device
+        layers = [group.layers for group in self.groups]
+        self._kernels = PagedTriton(
+            self.caches,
+            layers,
+            spec.num_heads,
+            spec.scores,
+            max_decodes=max_num_seqs,
+            max_positions=max_seq_len,
+        )
+        self._max_num_tokens = max_num_tokens
+        self._per_block = self.caches[0].shape.tokens_per_block
+        # Slots and tables have one row more than there are sequences, for padding.
+        self._padding = max_num_seqs
+        groups_, _, blocks = self._slots.block_tables.shape
+        self._tables = torch.zeros(
+            (groups_, max_num_seqs + 1, blocks), dtype=torch.int32, device=device
+        )
+        tokens = max(max_num_tokens, max_num_seqs)  # a graph of decodes may be larger than a step
+        # Mixed graphs are a little larger than any step: see _mixed_shapes.
+        largest = StepShape(tokens, max_num_seqs, tokens + _MORE_TILES, max_num_seqs)
+        self._staging = Staging(largest, _DEPTH, device)
+        self._write_slots = torch.zeros(groups_ * tokens, dtype=torch.int64, device=device)
+        self._logits_of_samples = torch.zeros(
+            (max_num_seqs, spec.vocab_size), dtype=decoder.logits_dtype, device=device
+        )
+        # Tokens, and whether the row that each came from was finite.
+        self._sampled = torch.zeros((2, max_num_seqs), dtype=torch.int32, device=device)
+        self._arrived = [
+            torch.zeros((2, max_num_seqs), dtype=torch.int32, pin_memory=True)
+            for _ in range(_DEPTH)
+        ]
+        self._arrivals = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
+        self._turn = 0
+        self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
+        self._decode_sizes: list[int] = []
+        self._mixed: list[StepShape] = []  # by tokens, then samples
+
+    @torch.inference_mode()
+    def capture(self, progress: Progress = lambda fraction, what: None) -> None:
+        """Captures decode steps of every size in ``graph_sizes`` and mixed steps of several sizes,
+        largest first, so that all share the memory of the first."""
+        sizes = graph_sizes(self._padding)
+        mixed = self._mixed_shapes()
+        shapes = [*map(_decode_shape, sizes), *mixed]
+        pool = torch.cuda.graph_pool_handle()
+        for done, shape in enumerate(sorted(shapes, key=lambda s: -s.tokens)):
+            progress(done / len(shapes), f"capturing CUDA graphs: {shape.tokens} tokens")
+            _clear(self._staging.begin(shape), self._padding)
+            self._staging.send(shape)
+            step = DeviceStep(self._staging.device_buffer, shape)
+            self._compute(step)  # compiles and chooses kernels, which a capture must not
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._compute(step)
+            self._graphs[shape] = graph
+        self._decode_sizes, self._mixed = sizes, mixed
+
+    def _mixed_shapes(self) -> list[StepShape]:
+        few = min(_FEW_SAMPLES, self._padding)
+        return [
+            StepShape(
+                tokens,
+                min(tokens, self._padding),
+                -(-tokens // self._kernels.tile_tokens) + _MORE_TILES,
+                samples,
+            )
+            for tokens in _MIXED_TOKENS
+            if tokens <= self._max_num_tokens
+            for samples in sorted({few, min(tokens, self._padding)})
+        ]
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """See ModelRunner.launch; waits for nothing unless the host has to see the logits."""
+        start_ns = time.monotonic_ns()
+        if plan.token_ids.size > self._max_num_tokens:
+            raise PlanError(
+                f"step {plan.step_id} has {plan.token_ids.size} tokens, max_num_tokens is "
+                f"{self._max_num_tokens}"
+            )
+        slots = self._slots.apply(plan)
+        if self._slots.appended is not None:
+            self._append_blocks(self._slots.appended)
+        for copy in plan.copies:
+            cache = self.caches[int(copy["group"])]
+            cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
+        num_tokens = plan.num_tokens.astype(np.int64)
+        rows = LogitRows.of(num_tokens, plan.flags)
+        if not slots.size or self._wants_logits(slots, rows):
+            result = self._step_on_host(plan, slots, num_tokens, rows)
+            result.start_ns, result.end_ns = start_ns, time.monotonic_ns()
+            return PendingStep.of(result)
+        picks = self._enqueue(plan, slots, num_tokens, rows)
+        result = self._result(plan, slots, rows, None, None)
+        result.start_ns = start_ns
+        return self._pending(result, rows, picks)
+
+    def _pending(self, result: StepResult, rows: LogitRows, picks: IntArray) -> PendingStep:
+        turn = self._turn = (self._turn + 1) % _DEPTH
+        arrived = self._arrived[turn]
+        if picks.size:
+            arrived.copy_(self._sampled, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+
+        def finish() -> StepResult:
+            event.synchronize()
+            tokens, finite = arrived.numpy()[:, picks]
+            self._add_tokens(result, rows, tokens, finite != 0)
+            result.end_ns = time.monotonic_ns()
+            return result
+
+        return PendingStep(event.query, finish)
+
+    def _wants_logits(self, slots: IntArray, rows: LogitRows) -> bool:
+        """Whether a row of logits is returned, or sampled in a way that no kernel knows."""
+        sampled = slots[rows.sampled_seqs]
+        return bool(
+            rows.context_rows.any()
+            or self._slots.sampling.features[sampled].any()
+            or self._slots.generation_logits[sampled].any()
+        )
+
+    def _step_on_host(
+        self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
+    ) -> StepResult:
+        logits, sampled = None, None
+        if rows.context_rows.any():
+            step = self._stage_mixed(plan, slots, num_tokens, rows, graphs=False)
+            logits = self._logits(self._hidden(step), rows)
+        elif slots.size:
+            picks = self._enqueue(plan, slots, num_tokens, rows)
+            logits = self._logits_of_samples[self._tensor(picks)].float()
+        if logits is not None:
+            sampled = self._sample(logits, plan, slots, num_tokens, rows)
+        return self._result(plan, slots, rows, logits, sampled)
+
+    def _append_blocks(self, added: BlockEntries) -> None:
+        num_groups, num_slots, width = self._tables.shape
+        place = added.slots * width + added.entries
+        places = np.arange(num_groups)[:, None] * (num_slots * width) + place
+        update = np.stack((places.ravel(), added.block_ids.ravel()))
+        # A copy from pageable memory would wait for all that is enqueued. Torch keeps the pinned
+        # memory until the copy is done.
+        on_device = torch.from_numpy(update).pin_memory().to(self.device, non_blocking=True)
+        self._tables.view(-1).index_copy_(0, on_device[0], on_device[1].int())
+
+    def _enqueue(
+        self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
+    ) -> IntArray:
+        """Enqueues forward and sampling. Returns, for each sequence that samples, its row of
+        ``_sampled``."""
+        if num_tokens.max() == 1 and self._decode_sizes and slots.size <= self._decode_sizes[-1]:
+            at = bisect.bisect_left(self._decode_sizes, slots.size)
+            shape = _decode_shape(self._decode_sizes[at])
+            self._stage_decode(shape, plan, slots, rows)
+            self._graphs[shape].replay()
+            return rows.sampled_seqs
+        step = self._stage_mixed(plan, slots, num_tokens, rows, graphs=True)
+        if step.shape in self._graphs:
+            self._graphs[step.shape].replay()
+        else:
+            self._compute(step)
+        return np.arange(rows.sampled_seqs.size)
+
+    def _stage_decode(
+        self, shape: StepShape, plan: StepPlan, slots: IntArray, rows: LogitRows
+    ) -> None:
+        """One token of each slot; every row of the batch is a row that is sampled."""
+        host = self._staging.begin(shape)
+        _clear(host, self._padding)
+        count = slots.size
+        host.token_ids[:count] = plan.token_ids
+        host.positions[:count] = plan.first_position
+        host.token_slots[:count] = slots
+        host.decode_rows[:count] = np.arange(count)
+        host.decode_slots[:count] = slots
+        known = plan.first_position.astype(np.int64) + 1
+        self._fill_samples(host, rows.sampled_seqs, slots, known, rows.sampled_seqs)
+        self._staging.send(shape)
+
+    def _stage_mixed(
+        self,
+        plan: StepPlan,
+        slots: IntArray,
+        num_tokens: IntArray,
+        rows: LogitRows,
+        *,
+        graphs: bool,
+    ) -> DeviceStep:
+        """Chunks and single tokens; with ``graphs`` padded to the shape of one that fits."""
+        starts = np.cumsum(num_tokens) - num_tokens
+        decodes = np.flatnonzero(num_tokens == 1)
+        tiles = Tiles.of(plan, num_tokens, starts, self._kernels.tile_tokens)
+        seqs = rows.sampled_seqs
+        exact = StepShape(plan.token_ids.size, decodes.size, tiles.rows.size, seqs.size)
+        shape = self._fitting(exact) if graphs else exact
+        host = self._staging.begin(shape)
+        _clear(host, self._padding)
+        sequence = np.repeat(np.arange(slots.size), num_tokens)
+        first = plan.first_position.astype(np.int64)
+        host.token_ids[: exact.tokens] = plan.token_ids
+        host.positions[: exact.tokens] = np.arange(sequence.size) + (first - starts)[sequence]
+        host.token_slots[: exact.tokens] = slots[sequence]
+        host.decode_rows[: exact.decodes] = starts[decodes]
+        host.decode_slots[: exact.decodes] = slots[decodes]
+        host.tile_rows[: exact.tiles] = tiles.rows
+        host.tile_sizes[: exact.tiles] = tiles.sizes
+        host.tile_slots[: exact.tiles] = slots[tiles.seqs]
+        host.sample_rows[: exact.samples] = (starts + num_tokens - 1)[seqs]
+        self._fill_samples(host, np.arange(seqs.size), slots, first + num_tokens, seqs)
+        self._staging.send(shape)
+        return DeviceStep(self._staging.device_buffer, shape)
+
+    def _fitting(self, exact: StepShape) -> StepShape:
+        """The smallest shape of a mixed graph that holds a step, or the step's own."""
+        at = bisect.bisect_left(self._mixed, exact.tokens, key=lambda shape: shape.tokens)
+        for shape in self._mixed[at:]:
+            if exact.fits(shape):
+                return shape
+        return exact
+
+    def _fill_samples(
+        self, host: HostStep, places: IntArray, slots: IntArray, known: IntArray, seqs: IntArray
+    ) -> None:
+        """How ``seqs`` are sampled, at ``places``. known: tokens before the one to sample."""
+        chosen = slots[seqs]
+        state = self._slots.sampling
+        host.sample_slots[places] = chosen
+        temperature = state.temperature[chosen]
+        host.temperature[places] = temperature
+        if temperature.any():
+            host.top_k[places] = state.top_k[chosen]
+            host.top_p[places] = state.top_p[chosen]
+            host.min_p[places] = state.min_p[chosen]
+            index = known[seqs] - self._slots.prompt_len[chosen]
+            host.uniform[places] = uniform(state.seed[chosen], index)
+
+    def _hidden(self, step: DeviceStep) -> torch.Tensor:
+        tokens = step.shape.tokens
+        groups = self._tables.shape[0]
+        write_slots = self._write_slots[: groups * tokens].view(groups, tokens)
+        expand_tokens(
+            step.token_ids,
+            step.token_slots,
+            step.positions,
+            self._slots.last_token,
+            self._tables,
+            self._per_block,
+            write_slots,
+        )
+        batch = DeviceBatch(
+            positions=step.positions,
+            write_slots=write_slots,
+            block_tables=self._tables,
+            decode_rows=step.decode_rows,
+            decode_slots=step.decode_slots,
+            tile_rows=step.tile_rows,
+            tile_sizes=step.tile_sizes,
+            tile_slots=step.tile_slots,
+        )
+        return self.decoder(step.token_ids, step.positions, self._kernels.plan(batch))
+
+    def _compute(self, step: DeviceStep) -> None:
+        """Forward and sampling, enqueued; leaves tokens in ``_sampled`` and in the slots."""
+        hidden = self._hidden(step)
+        rows = step.shape.samples
+        if not rows:
+            return
+        if step.shape != _decode_shape(rows):  # else every row is sampled, in order
+            hidden = hidden.index_select(0, step.sample_rows)
+        logits = self._logits_of_samples[:rows]
+        self.decoder.logits_into(hidden, logits)
+        tokens, finite = self._sampled[0, :rows], self._sampled[1, :rows]
+        greedy(logits, tokens, finite, self._arrivals)
+        draw_rows(
+            logits, step.temperature, step.top_k, step.top_p, step.min_p, step.uniform, tokens
+        )
+        vocab_size = self.decoder.spec.vocab_size
+        keep_tokens(tokens, step.sample_slots, self._slots.last_token, vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Chunks cut into tiles, those that see most first: they take longest."""
+
+    seqs: IntArray  # the sequence of each
+    rows: IntArray  # its first row of the batch
+    sizes: IntArray
+
+    @classmethod
+    def of(cls, plan: StepPlan, num_tokens: IntArray, starts: IntArray, size: int) -> Tiles:
+        """Cuts the sequences of more than one token; ``size`` is the most of a tile."""
+        counts = np.where(num_tokens > 1, -(-num_tokens // size), 0)
+        seqs = np.repeat(np.arange(counts.size), counts)
+        done = (np.arange(seqs.size) - np.repeat(np.cumsum(counts) - counts, counts)) * size
+        sizes = np.minimum(num_tokens[seqs] - done, size)
+        order = np.argsort(-(plan.first_position[seqs].astype(np.int64) + done), kind="stable")
+        return cls(seqs[order], (starts[seqs] + done)[order], sizes[order])
+
+
+def _clear(host: HostStep, padding_slot: int) -> None:
+    """Makes everything padding."""
+    host.token_ids[:] = 0
+    host.positions[:] = 0
+    host.token_slots[:] = padding_slot
+    host.decode_rows[:] = -1
+    host.tile_rows[:] = -1
+    host.sample_rows[:] = 0
+    host.sample_slots[:] = padding_slot
+    host.temperature[:] = 0.0
+
+
+def _decode_shape(sequences: int) -> StepShape:
+    return StepShape(sequences, sequences, 0, sequences)

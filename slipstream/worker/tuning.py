@@ -1,0 +1,131 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Measures, on the GPU at hand, which kernel multiplies a few rows fastest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import triton
+from torch import nn
+from torch.nn import functional as F
+
+from slipstream.kernels.skinny_linear import SkinnyConfig, candidates, skinny_linear
+from slipstream.layers.linear import FewRows, Linear
+
+_ROWS = (1, 16, 32, 64)  # numbers of rows that are measured, each for all down to the one before
+_BYTES = 128 << 20  # of weights between two uses of the same: more than a cache holds
+_REPLAYS = 5
+_MARGIN = 0.98  # a kernel has to beat torch's by more than noise
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def choose_kernels(model: nn.Module) -> None:
+    """Gives every bfloat16 or float16 Linear without a bias its fastest kernels.
+
+    What was measured is remembered in the user's cache directory, by GPU and versions.
+    """
+    by_shape: dict[tuple[int, int], list[Linear]] = {}
+    for module in model.modules():
+        if isinstance(module, Linear) and module.bias is None and module.weight.itemsize == 2:
+            n, k = module.weight.shape
+            if k % 8 == 0:
+                by_shape.setdefault((n, k), []).append(module)
+    if not by_shape:
+        return
+    device = next(iter(by_shape.values()))[0].weight.device
+    arrivals = torch.zeros(max(n for n, _ in by_shape), dtype=torch.int32, device=device)
+    known = _Remembered(device)
+    for (n, k), modules in by_shape.items():
+        weights = [module.weight for module in modules]
+        configs = []
+        for rows in _ROWS:
+            key = f"{n}x{k} {rows} {weights[0].dtype}"
+            if not known.has(key):
+                known.set(key, _fastest(rows, weights, arrivals))
+            configs.append((rows, known.get(key)))
+        for module in modules:
+            module.few_rows = FewRows(configs, arrivals)
+    known.save()
+
+
+def _fastest(rows: int, weights: list[torch.Tensor], arrivals: torch.Tensor) -> SkinnyConfig | None:
+    x = torch.randn(rows, weights[0].shape[1], device=weights[0].device).to(weights[0].dtype)
+    best, least = None, _MARGIN * _time(lambda w: F.linear(x, w), weights)
+    for config in candidates(rows, weights[0].shape[1]):
+
+        def product(w: torch.Tensor, config: SkinnyConfig = config) -> torch.Tensor:
+            return skinny_linear(x, w, arrivals, config)
+
+        time = _time(product, weights)
+        if time < least:
+            best, least = config, time
+    return best
+
+
+def _time(product: Product, weights: list[torch.Tensor]) -> float:
+    """Milliseconds of one call in a graph; the best of a few replays."""
+    needed = -(-_BYTES // weights[0].nbytes)
+    turns = (weights * (needed // len(weights) + 1))[: max(needed, 2)]
+    product(turns[0])  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for weight in turns:
+            product(weight)
+    times = []
+    for _ in range(_REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / len(turns))
+    return min(times)
+
+
+class _Remembered:
+    """Earlier results, in a file that may be missing or of no use."""
+
+    def __init__(self, device: torch.device) -> None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._file = root / "slipstream" / "linear_kernels.json"
+        versions = f"torch {torch.__version__} triton {triton.__version__}"
+        self._section = f"{torch.cuda.get_device_name(device)} {versions}"
+        self._new: dict[str, list | None] = {}
+        self._known = self._read().get(self._section, {})
+
+    def has(self, key: str) -> bool:
+        return key in self._known
+
+    def get(self, key: str) -> SkinnyConfig | None:
+        values = self._known[key]
+        return None if values is None else SkinnyConfig(*values)
+
+    def set(self, key: str, config: SkinnyConfig | None) -> None:
+        fields = SkinnyConfig.__dataclass_fields__
+        values = None if config is None else [getattr(config, name) for name in fields]
+        self._known[key] = self._new[key] = values
+
+    def save(self) -> None:
+        if not self._new:
+            return
+        content = self._read()
+        content[self._section] = {**content.get(self._section, {}), **self._new}
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(content, indent=1))
+            partial.replace(self._file)
+        except OSError:
+            return  # then the next start measures again
+
+    def _read(self) -> dict[str, dict[str, list | None]]:
+        try:
+            content = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
