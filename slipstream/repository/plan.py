@@ -252,6 +252,8 @@ def _groups(
         fraction = cache.kv_cache_fraction or automatic
         budget = cache.kv_cache_bytes or int(free * fraction)
         source = f"kv_cache_fraction {fraction:g} of what the weights leave"
+        if _gpu_index(config) is not None:
+            source += "; the worker first measures and takes off what a step needs"
         if cache.kv_cache_bytes:
             source = "kv_cache_bytes"
         pools = pools_for_bytes(masks, sizes, serving, budget)

@@ -263,7 +263,7 @@ class GraphRunner(ModelRunner):
         tiles = Tiles.of(plan, num_tokens, starts, self._kernels.tile_tokens)
         seqs = rows.sampled_seqs
         exact = StepShape(plan.token_ids.size, decodes.size, tiles.rows.size, seqs.size)
-        shape = self._fitting(exact) if graphs else exact
+        shape = fitting(self._mixed, exact) if graphs else exact
         host = self._staging.begin(shape)
         _clear(host, self._padding)
         sequence = np.repeat(np.arange(slots.size), num_tokens)
@@ -280,14 +280,6 @@ class GraphRunner(ModelRunner):
         self._fill_samples(host, np.arange(seqs.size), slots, first + num_tokens, seqs)
         self._staging.send(shape)
         return DeviceStep(self._staging.device_buffer, shape)
-
-    def _fitting(self, exact: StepShape) -> StepShape:
-        """The smallest shape of a mixed graph that holds a step, or the step's own."""
-        at = bisect.bisect_left(self._mixed, exact.tokens, key=lambda shape: shape.tokens)
-        for shape in self._mixed[at:]:
-            if exact.fits(shape):
-                return shape
-        return exact
 
     def _fill_samples(
         self, host: HostStep, places: IntArray, slots: IntArray, known: IntArray, seqs: IntArray
@@ -366,6 +358,18 @@ class Tiles:
         sizes = np.minimum(num_tokens[seqs] - done, size)
         order = np.argsort(-(plan.first_position[seqs].astype(np.int64) + done), kind="stable")
         return cls(seqs[order], (starts[seqs] + done)[order], sizes[order])
+
+
+def fitting(shapes: Sequence[StepShape], exact: StepShape) -> StepShape:
+    """The first of ``shapes``, ascending by tokens, that holds a step without much more padding
+    than work; else the step's own shape."""
+    at = bisect.bisect_left(shapes, exact.tokens, key=lambda shape: shape.tokens)
+    for shape in shapes[at:]:
+        if shape.tokens > max(_MIXED_TOKENS[0], 2 * exact.tokens):
+            break
+        if exact.fits(shape):
+            return shape
+    return exact
 
 
 def _clear(host: HostStep, padding_slot: int) -> None:

@@ -58,6 +58,21 @@ def test_graph_sizes_waste_little() -> None:
     assert graph_sizes(4096)[-1] == 512
 
 
+def test_a_mixed_step_takes_the_smallest_graph_that_holds_it() -> None:
+    pytest.importorskip("triton")
+    from slipstream.worker.graph_runner import fitting
+
+    graphs = [StepShape(t, min(t, 100), t // 32 + 8, s) for t in (64, 128, 256) for s in (32, 64)]
+    step = StepShape(tokens=60, decodes=3, tiles=4, samples=5)
+    assert fitting(graphs, step) == graphs[0]
+    assert fitting(graphs, StepShape(60, 3, 4, 40)) == graphs[1]
+    assert fitting(graphs, StepShape(64, 3, 11, 5)) == graphs[2], "more tiles than the first has"
+    alone = StepShape(60, 3, 16, 5)
+    assert fitting(graphs, alone) == alone, "four times as many tokens would be computed"
+    assert fitting(graphs, StepShape(300, 3, 4, 5)) == StepShape(300, 3, 4, 5)
+    assert fitting([], step) == step
+
+
 def test_tiles_cover_every_chunk_once() -> None:
     pytest.importorskip("triton")
     from slipstream.worker.graph_runner import Tiles
