@@ -1,9 +1,8 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels run on the GPU where there is one, else in Triton's interpreter."""
+"""Mends the interpreter that kernels run in where there is no GPU."""
 
 import contextlib
-import os
 
 import numpy as np
 import torch
@@ -46,7 +45,5 @@ def mend_interpreter() -> None:
 
 
 if not torch.cuda.is_available():
-    # Read when triton is first imported, for its own functions are kernels too.
-    os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
         mend_interpreter()
