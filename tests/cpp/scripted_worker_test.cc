@@ -112,6 +112,10 @@ TEST_CASE("scripted model: emission rules") {
     config.constant_token = 42;
     expected = {42, 42, 42, 42};
   }
+  SUBCASE("seeded") {
+    config.emit = EmitRule::kSeeded;
+    for (int32_t i = 0; i < 4; ++i) expected.push_back(SeededToken(0, i, config.vocab_size));
+  }
   SUBCASE("end") {
     config.end_after = 3;
     expected = {5, 6, 2, 6};
@@ -384,7 +388,8 @@ TEST_CASE("scripted config: every fault of it names the key") {
   CHECK(error(R"({"kv_groups": [{"blocks": 4}]})") ==
         "scripted worker: unknown key 'kv_groups[0].blocks'");
   CHECK(error(R"({"emit": "sing"})") ==
-        "scripted worker: emit is \"sing\", expected \"echo\", \"count\" or \"constant\"");
+        "scripted worker: emit is \"sing\", expected \"echo\", \"count\", \"constant\" or "
+        "\"seeded\"");
   CHECK(error(R"({"end_ids": [1, -1]})").find("end_ids[1] is -1") != std::string::npos);
   CHECK(error(R"({"end_ids": [32000]})") ==
         "scripted worker: end_ids is 32000, must be below vocab_size 32000");
