@@ -308,6 +308,22 @@ TEST_CASE("scripted model: what breaks the contract") {
         std::vector<int32_t>{7});
 }
 
+TEST_CASE("scripted model: a slot that skips ahead can be given the block that it leaves behind") {
+  ScriptedWorkerConfig config = SmallConfig();
+  config.kv_groups = {{KvKind::kSliding, 3, 8, 0}};
+  ScriptedModel model(config);
+  const std::vector<int32_t> prompt = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+  const std::vector<int32_t> first(prompt.begin(), prompt.begin() + 4);
+  const std::vector<int32_t> most(prompt.begin(), prompt.begin() + 12);
+  Tokens(&model, PlanBuilder(1)
+                     .Admit(0, prompt)
+                     .Run(0, 0, first, {0}, 0)
+                     .Admit(1, prompt)
+                     .Run(1, 0, most, {1, 2, 3}, 0));
+  // Position 12 sees 10 and later, which slot 1 computed: blocks 0 and 1 of the table are not held.
+  Tokens(&model, PlanBuilder(2).Run(0, 12, {13}, {kNoBlock, 3, 0}));
+}
+
 TEST_CASE("scripted model: what a window has passed belongs to others, and nothing else") {
   ScriptedWorkerConfig config = SmallConfig();
   config.kv_groups = {{KvKind::kFull, 0, 8, 0}, {KvKind::kSliding, 4, 8, 0}};
