@@ -140,16 +140,16 @@ void Engine::FinishAll(FinishReason reason, const Status& why, TimeNs now) {
 }
 
 void Engine::ExpireDeadlines(TimeNs now) {
-  while (!deadlines_.empty() && deadlines_.top().first <= now) {
-    const RequestId id = deadlines_.top().second;
-    deadlines_.pop();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const RequestId id = deadlines_.begin()->second;
+    deadlines_.erase(deadlines_.begin());
     Finish(id, FinishReason::kDeadline,
            Status::DeadlineExceeded("the request's deadline (timeout) passed"), now);
   }
 }
 
 TimeNs Engine::next_deadline() const {
-  return deadlines_.empty() ? kNever : deadlines_.top().first;
+  return deadlines_.empty() ? kNever : deadlines_.begin()->first;
 }
 
 bool Engine::BuildStep(TimeNs now, StepPlan* plan) {
@@ -355,7 +355,9 @@ void Engine::DropIfDone(RequestState* request) {
   for (const auto& s : request->sequences) {
     if (!s->finished() || s->slot >= 0) return;
   }
-  const auto range = by_client_id_.equal_range(request->request.spec().client_id);
+  const RequestSpec& spec = request->request.spec();
+  deadlines_.erase({spec.deadline, request->id});
+  const auto range = by_client_id_.equal_range(spec.client_id);
   for (auto it = range.first; it != range.second; ++it) {
     if (it->second == request->id) {
       by_client_id_.erase(it);

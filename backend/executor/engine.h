@@ -6,7 +6,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <queue>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -100,8 +100,7 @@ class Engine {
   std::unordered_multimap<std::string, RequestId> by_client_id_;
   std::deque<StepRecord> in_flight_;
   std::vector<std::vector<ScheduledEntry>> spare_entries_;  // capacity to reuse
-  using Deadline = std::pair<TimeNs, RequestId>;
-  std::priority_queue<Deadline, std::vector<Deadline>, std::greater<>> deadlines_;
+  std::set<std::pair<TimeNs, RequestId>> deadlines_;        // of live requests
   std::vector<Event> events_;
   uint64_t next_step_ = 1;
   uint64_t next_order_ = 1;

@@ -121,15 +121,13 @@ PrefixTree::NodeId PrefixTree::Insert(NodeId parent, const BlockHash& hash, cons
   Node& n = nodes_[id];
   n.hash = hash;
   n.block = block;
-  n.priority = retain.priority;
-  n.expires = retain.expires;
   n.filled_by = filled_by;
   n.last_use = ++clock_;
   std::copy_n(tokens, tokens_per_block_, &tokens_[static_cast<size_t>(id) * tokens_per_block_]);
   // The parent is in use by the same sequence, so it is not among the evictable leaves.
   Link(id, parent);
   by_hash_.emplace(hash, id);
-  if (n.expires != kNever) expiries_.emplace(n.expires, id);
+  SetRetain(id, retain);
   Emit(true, id);
   return id;
 }
@@ -144,13 +142,18 @@ void PrefixTree::Acquire(NodeId node) {
 }
 
 void PrefixTree::Raise(NodeId node, Retain retain) {
-  Node& n = nodes_[node];
+  const Node& n = nodes_[node];
   const bool longer = retain.priority == n.priority && retain.expires > n.expires;
-  if (retain.priority > n.priority || longer) {
-    n.priority = retain.priority;
-    n.expires = retain.expires;
-    if (n.expires != kNever) expiries_.emplace(n.expires, node);
-  }
+  if (retain.priority > n.priority || longer) SetRetain(node, retain);
+}
+
+// The node must not be listed as evictable.
+void PrefixTree::SetRetain(NodeId node, Retain retain) {
+  Node& n = nodes_[node];
+  if (n.expires != kNever) expiries_.erase({n.expires, node});
+  n.priority = retain.priority;
+  n.expires = retain.expires;
+  if (n.expires != kNever) expiries_.emplace(n.expires, node);
 }
 
 void PrefixTree::Release(NodeId node) {
@@ -162,16 +165,11 @@ void PrefixTree::Release(NodeId node) {
 }
 
 void PrefixTree::Expire(TimeNs now) {
-  while (!expiries_.empty() && expiries_.top().first <= now) {
-    const NodeId node = expiries_.top().second;
-    expiries_.pop();
-    Node& n = nodes_[node];
-    // Entries of evicted or prolonged nodes are stale: the node itself knows.
-    if (!n.live || n.block < 0 || n.expires > now) continue;
+  while (!expiries_.empty() && expiries_.begin()->first <= now) {
+    const NodeId node = expiries_.begin()->second;
     const bool leaf = Evictable(node);
     if (leaf) leaves_.erase(KeyOf(node));
-    n.priority = kDefaultPriority;
-    n.expires = kNever;
+    SetRetain(node, {});
     if (leaf) leaves_.insert(KeyOf(node));
   }
 }
@@ -187,6 +185,7 @@ bool PrefixTree::Evict(TimeNs now) {
 void PrefixTree::Remove(NodeId node) {
   Emit(false, node);
   leaves_.erase(KeyOf(node));
+  SetRetain(node, {});
   Unlink(node);
   Node& n = nodes_[node];
   by_hash_.erase(n.hash);
@@ -205,8 +204,7 @@ void PrefixTree::Remove(NodeId node) {
 
 void PrefixTree::Clear() {
   while (!leaves_.empty()) Remove(std::get<2>(*leaves_.begin()));
-  assert(num_idle_ == 0 && by_hash_.empty());
-  expiries_ = {};
+  assert(num_idle_ == 0 && by_hash_.empty() && expiries_.empty());
 }
 
 void PrefixTree::Emit(bool stored, NodeId node) {
@@ -214,7 +212,7 @@ void PrefixTree::Emit(bool stored, NodeId node) {
 }
 
 std::string PrefixTree::CheckIntegrity() const {
-  size_t idle = 0, evictable = 0, live = 0;
+  size_t idle = 0, evictable = 0, live = 0, expiring = 0;
   for (NodeId id = 0; id < static_cast<NodeId>(nodes_.size()); ++id) {
     const Node& n = nodes_[id];
     if (!n.live || n.block < 0) continue;
@@ -229,6 +227,7 @@ std::string PrefixTree::CheckIntegrity() const {
       return name + " is used while its parent is not";
     }
     if (!used) ++idle;
+    if (n.expires != kNever) ++expiring;
     if (Evictable(id)) {
       ++evictable;
       if (leaves_.count(KeyOf(id)) == 0) return name + " is evictable but not listed";
@@ -236,6 +235,7 @@ std::string PrefixTree::CheckIntegrity() const {
   }
   if (live != by_hash_.size()) return "the hash table and the nodes disagree";
   if (static_cast<int32_t>(idle) != num_idle_) return "the count of idle nodes is wrong";
+  if (expiring != expiries_.size()) return "the list of expiries is not that of the nodes";
   if (evictable != leaves_.size()) return "a node is listed as evictable that is not";
   return "";
 }

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <queue>
 #include <set>
 #include <string>
 #include <tuple>
@@ -107,6 +106,7 @@ class PrefixTree {
   bool Evictable(NodeId node) const;
   EvictKey KeyOf(NodeId node) const;
   void Touch(NodeId node);
+  void SetRetain(NodeId node, Retain retain);
   void Expire(TimeNs now);
   void Remove(NodeId node);
   void Emit(bool stored, NodeId node);
@@ -118,9 +118,8 @@ class PrefixTree {
   std::vector<NodeId> vacant_;
   std::unordered_map<BlockHash, NodeId, BlockHashHasher> by_hash_;
   std::unordered_map<uint64_t, NodeId> roots_;
-  std::set<EvictKey> leaves_;  // exactly the evictable nodes
-  using Expiry = std::pair<TimeNs, NodeId>;
-  std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
+  std::set<EvictKey> leaves_;                     // exactly the evictable nodes
+  std::set<std::pair<TimeNs, NodeId>> expiries_;  // exactly the nodes whose priority expires
   int32_t num_idle_ = 0;
   uint64_t clock_ = 0;
   uint64_t num_evicted_ = 0;

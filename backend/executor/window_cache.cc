@@ -65,18 +65,26 @@ void WindowCache::Store(int32_t i, const BlockHash& hash, Retain retain, const W
   if (i < span.first || !by_hash_.emplace(hash, span.blocks[i]).second) return;
   Entry& entry = entries_[span.blocks[i]];
   assert(!entry.cached);
-  entry = {hash, true, retain.priority, retain.expires, 0};
-  if (retain.expires != kNever) expiries_.emplace(retain.expires, span.blocks[i]);
+  entry.hash = hash;
+  entry.cached = true;
+  SetRetain(span.blocks[i], retain);
 }
 
 void WindowCache::Raise(int32_t i, Retain retain, const WindowSpan& span) {
   if (i < span.first) return;
-  Entry& entry = entries_[span.blocks[i]];
+  const Entry& entry = entries_[span.blocks[i]];
   const bool longer = retain.priority == entry.priority && retain.expires > entry.expires;
   if (!entry.cached || (retain.priority <= entry.priority && !longer)) return;
+  SetRetain(span.blocks[i], retain);
+}
+
+// The block must not be listed as idle.
+void WindowCache::SetRetain(int32_t block, Retain retain) {
+  Entry& entry = entries_[block];
+  if (entry.expires != kNever) expiries_.erase({entry.expires, block});
   entry.priority = retain.priority;
   entry.expires = retain.expires;
-  if (entry.expires != kNever) expiries_.emplace(entry.expires, span.blocks[i]);
+  if (entry.expires != kNever) expiries_.emplace(entry.expires, block);
 }
 
 void WindowCache::Close(WindowSpan* span) {
@@ -87,8 +95,7 @@ void WindowCache::Close(WindowSpan* span) {
 
 void WindowCache::Forget() {
   while (!idle_.empty()) Drop(std::get<2>(*idle_.begin()));
-  assert(by_hash_.empty());
-  expiries_ = {};
+  assert(by_hash_.empty() && expiries_.empty());
 }
 
 WindowCache::EvictKey WindowCache::KeyOf(int32_t block) const {
@@ -108,15 +115,10 @@ void WindowCache::Release(int32_t block) {
 }
 
 void WindowCache::Expire(TimeNs now) {
-  while (!expiries_.empty() && expiries_.top().first <= now) {
-    const int32_t block = expiries_.top().second;
-    expiries_.pop();
-    Entry& entry = entries_[block];
-    // What was evicted or prolonged since left a stale entry: the block itself knows.
-    if (!entry.cached || entry.expires > now) continue;
+  while (!expiries_.empty() && expiries_.begin()->first <= now) {
+    const int32_t block = expiries_.begin()->second;
     const bool idle = idle_.erase(KeyOf(block)) > 0;
-    entry.priority = PrefixTree::kDefaultPriority;
-    entry.expires = kNever;
+    SetRetain(block, {});
     if (idle) idle_.insert(KeyOf(block));
   }
 }
@@ -124,6 +126,7 @@ void WindowCache::Expire(TimeNs now) {
 // Forgets an idle block's content and frees it.
 void WindowCache::Drop(int32_t block) {
   idle_.erase(KeyOf(block));
+  SetRetain(block, {});
   by_hash_.erase(entries_[block].hash);
   entries_[block] = {};
   blocks_.Free(block);
@@ -163,17 +166,19 @@ std::string WindowCache::CheckIntegrity(const std::vector<const WindowSpan*>& sp
 }
 
 std::string WindowCache::CheckCached() const {
-  size_t cached = 0;
+  size_t cached = 0, expiring = 0;
   for (int32_t block = 0; block < blocks_.total(); ++block) {
     const Entry& entry = entries_[block];
     if (!entry.cached) continue;
     ++cached;
+    if (entry.expires != kNever) ++expiring;
     const std::string name = "block " + std::to_string(block);
     if (Find(entry.hash) != block) return name + " is not found by its hash";
     if ((blocks_.refs(block) == 0) != (idle_.count(KeyOf(block)) > 0)) {
       return name + " is idle but not listed, or listed but not idle";
     }
   }
+  if (expiring != expiries_.size()) return "the list of expiries is not that of the blocks";
   return cached == by_hash_.size() ? "" : "the hash table and the blocks disagree";
 }
 

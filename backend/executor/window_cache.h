@@ -3,8 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <queue>
 #include <set>
 #include <string>
 #include <tuple>
@@ -95,6 +93,7 @@ class WindowCache {
   EvictKey KeyOf(int32_t block) const;
   void Acquire(int32_t block);
   void Release(int32_t block);
+  void SetRetain(int32_t block, Retain retain);
   void Expire(TimeNs now);
   void Drop(int32_t block);
   std::string CheckCached() const;
@@ -104,9 +103,8 @@ class WindowCache {
   KvBlocks blocks_;
   std::vector<Entry> entries_;  // by block
   std::unordered_map<BlockHash, int32_t, BlockHashHasher> by_hash_;
-  std::set<EvictKey> idle_;  // cached blocks that no sequence uses
-  using Expiry = std::pair<TimeNs, int32_t>;
-  std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
+  std::set<EvictKey> idle_;                        // cached blocks that no sequence uses
+  std::set<std::pair<TimeNs, int32_t>> expiries_;  // exactly the blocks whose priority expires
   uint64_t clock_ = 0;
   uint64_t num_evicted_ = 0;
 };

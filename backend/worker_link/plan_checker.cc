@@ -103,10 +103,10 @@ void PlanChecker::GiveUp(CheckedSlot* slot, int32_t position) {
   for (size_t group = 0; slot->live && group < pools_.size(); ++group) {
     if (!pools_[group].group.windowed()) continue;
     std::vector<int32_t>& blocks = slot->blocks[group];
-    // Back from the window until what was given up before.
-    const auto first = static_cast<int32_t>(blocks.size());
-    for (int32_t i = std::min(FirstBlock(group, position), first) - 1; i >= 0; --i) {
-      if (blocks[i] == kNoBlock) break;
+    int32_t& i = slot->held_from[group];
+    const auto size = static_cast<int32_t>(blocks.size());
+    for (const int32_t end = std::min(FirstBlock(group, position), size); i < end; ++i) {
+      if (blocks[i] == kNoBlock) continue;  // it was not given
       --pools_[group].blocks[blocks[i]].holders;
       blocks[i] = kNoBlock;
     }
@@ -147,6 +147,7 @@ Status PlanChecker::Admit(const StepPlan& plan, const AdmitRecord& record) {
   slot.record = record;
   slot.tokens.assign(first, first + record.history_len);
   slot.blocks.assign(pools_.size(), {});
+  slot.held_from.assign(pools_.size(), 0);
   slot.computed = 0;
   slot.fingerprint = kEmpty;
   slot.named_in = 0;

@@ -18,6 +18,7 @@ struct CheckedSlot {
   AdmitRecord record{};
   std::vector<int32_t> tokens;               // prompt, then generated
   std::vector<std::vector<int32_t>> blocks;  // a table per group; kNoBlock: given up, or not given
+  std::vector<int32_t> held_from;            // by group: nothing below it in the table is held
   int32_t computed = 0;                      // positions with KV
   int32_t old_blocks = 0;                    // blocks before the current step
   uint64_t fingerprint = 0;                  // of tokens[0, computed)

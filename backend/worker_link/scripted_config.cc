@@ -104,10 +104,13 @@ Setter Groups(std::vector<KvGroup>* target) {
 
 Setter Rule(EmitRule* target) {
   return [=](const std::string& key, const json& value) {
-    static const std::map<std::string, EmitRule> kRules = {
-        {"echo", EmitRule::kEcho}, {"count", EmitRule::kCount}, {"constant", EmitRule::kConstant}};
+    static const std::map<std::string, EmitRule> kRules = {{"echo", EmitRule::kEcho},
+                                                           {"count", EmitRule::kCount},
+                                                           {"constant", EmitRule::kConstant},
+                                                           {"seeded", EmitRule::kSeeded}};
     const auto rule = value.is_string() ? kRules.find(value.get<std::string>()) : kRules.end();
-    if (rule == kRules.end()) return Wrong(key, value, R"("echo", "count" or "constant")");
+    if (rule == kRules.end())
+      return Wrong(key, value, R"("echo", "count", "constant" or "seeded")");
     *target = rule->second;
     return Status::Ok();
   };

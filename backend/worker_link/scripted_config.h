@@ -15,10 +15,11 @@ enum class EmitRule : uint8_t {
   kEcho,      // the i-th generated token is prompt[i % prompt_len]
   kCount,     // (count_start + i) % vocab_size
   kConstant,  // constant_token
+  kSeeded,    // SeededToken(the sequence's seed, i)
 };
 
 // What a scripted model pretends to be and what it does. The JSON keys are the members' names;
-// `emit` is "echo", "count" or "constant".
+// `emit` is "echo", "count", "constant" or "seeded".
 struct ScriptedWorkerConfig {
   // What WorkerInfo says.
   int32_t vocab_size = 32000;

@@ -5,9 +5,15 @@
 #include <algorithm>
 #include <utility>
 
+#include "executor/block_hash.h"
 #include "worker_link/channel.h"
 
 namespace slipstream {
+
+int32_t SeededToken(uint64_t seed, int32_t index, int32_t vocab_size) {
+  return static_cast<int32_t>(Mix64(seed, static_cast<uint64_t>(index)) %
+                              static_cast<uint64_t>(vocab_size));
+}
 
 ScriptedModel::ScriptedModel(ScriptedWorkerConfig config)
     : config_(std::move(config)),
@@ -108,6 +114,8 @@ int32_t ScriptedModel::Emit(const CheckedSlot& slot, int32_t index) const {
       return static_cast<int32_t>((int64_t{config_.count_start} + index) % config_.vocab_size);
     case EmitRule::kConstant:
       return config_.constant_token;
+    case EmitRule::kSeeded:
+      return SeededToken(slot.record.seed, index, config_.vocab_size);
     case EmitRule::kEcho:
       break;
   }

@@ -12,6 +12,10 @@
 
 namespace slipstream {
 
+// What EmitRule::kSeeded draws: like sampling, a pure function of (seed, position). `seed` is the
+// sequence's own, as AdmitRecord has it.
+int32_t SeededToken(uint64_t seed, int32_t index, int32_t vocab_size);
+
 struct ScriptedCounters {
   int32_t live_slots = 0;
   int64_t steps = 0;
@@ -22,10 +26,10 @@ struct ScriptedCounters {
 // A model without weights: emits tokens by rule and holds every plan to its contract
 // (plan_checker.h). No thread and no clock but the time stamps, so it serves simulations too.
 //
-// What a sequence emits depends on its prompt and positions alone: one that is admitted again with
-// its generated tokens continues exactly. Sampling parameters are ignored, except that end_after
-// respects min_tokens. Log probabilities and logits, where asked for, are synthetic and exact in
-// float32; i is the generated index of the sampled token t:
+// What a sequence emits depends on its prompt, seed and positions alone: one that is admitted again
+// with its generated tokens continues exactly. Other sampling parameters are ignored, except that
+// end_after respects min_tokens. Log probabilities and logits, where asked for, are synthetic and
+// exact in float32; i is the generated index of the sampled token t:
 //   log probability of t: -(1 + i % 8) / 8; the j-th most likely (j from 0, k of them) is token
 //   (t + j) % vocab_size with that value - j / 8;
 //   logit of token v after position p: ((31 p + 7 v) % 1024) / 64, and 16 for t itself where it

@@ -282,6 +282,16 @@ TEST_CASE("deadlines end queued and running requests") {
   CHECK(f.engine.idle());
 }
 
+TEST_CASE("a request that has ended leaves no deadline behind") {
+  EngineFixture f;
+  RequestSpec spec = f.Spec(Iota(0, 3), 1);
+  spec.deadline = 5000;
+  REQUIRE(f.Submit(1, std::move(spec)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.engine.idle());
+  CHECK(f.engine.next_deadline() == kNever);
+}
+
 TEST_CASE("a stop request ends every request with its client id, and only those") {
   EngineFixture f;
   for (RequestId id = 1; id <= 3; ++id) {

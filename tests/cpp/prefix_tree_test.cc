@@ -71,6 +71,17 @@ TEST_CASE("eviction takes leaves, least recently used first") {
   CHECK(t.blocks.num_free() == 8);
 }
 
+TEST_CASE("a block that is asked for again and again has one expiry, and none once it is gone") {
+  Tree t;
+  const auto a = t.Add(t.root, RootHash(0), 1, 2, {80, 100});
+  for (TimeNs expires = 200; expires < 300; ++expires) t.tree.Raise(a, {80, expires});
+  CHECK(t.tree.CheckIntegrity() == "");
+  t.tree.Raise(a, {90, 150});
+  t.tree.Release(a);
+  CHECK(t.tree.Evict(120));
+  CHECK(t.tree.CheckIntegrity() == "");
+}
+
 TEST_CASE("a higher priority stays longer, until it expires") {
   Tree t;
   const auto kept = t.Add(t.root, RootHash(0), 1, 2, {80, 1000});

@@ -112,6 +112,10 @@ TEST_CASE("scripted model: emission rules") {
     config.constant_token = 42;
     expected = {42, 42, 42, 42};
   }
+  SUBCASE("seeded") {
+    config.emit = EmitRule::kSeeded;
+    for (int32_t i = 0; i < 4; ++i) expected.push_back(SeededToken(0, i, config.vocab_size));
+  }
   SUBCASE("end") {
     config.end_after = 3;
     expected = {5, 6, 2, 6};
@@ -304,6 +308,22 @@ TEST_CASE("scripted model: what breaks the contract") {
         std::vector<int32_t>{7});
 }
 
+TEST_CASE("scripted model: a slot that skips ahead can be given the block that it leaves behind") {
+  ScriptedWorkerConfig config = SmallConfig();
+  config.kv_groups = {{KvKind::kSliding, 3, 8, 0}};
+  ScriptedModel model(config);
+  const std::vector<int32_t> prompt = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+  const std::vector<int32_t> first(prompt.begin(), prompt.begin() + 4);
+  const std::vector<int32_t> most(prompt.begin(), prompt.begin() + 12);
+  Tokens(&model, PlanBuilder(1)
+                     .Admit(0, prompt)
+                     .Run(0, 0, first, {0}, 0)
+                     .Admit(1, prompt)
+                     .Run(1, 0, most, {1, 2, 3}, 0));
+  // Position 12 sees 10 and later, which slot 1 computed: blocks 0 and 1 of the table are not held.
+  Tokens(&model, PlanBuilder(2).Run(0, 12, {13}, {kNoBlock, 3, 0}));
+}
+
 TEST_CASE("scripted model: what a window has passed belongs to others, and nothing else") {
   ScriptedWorkerConfig config = SmallConfig();
   config.kv_groups = {{KvKind::kFull, 0, 8, 0}, {KvKind::kSliding, 4, 8, 0}};
@@ -384,7 +404,8 @@ TEST_CASE("scripted config: every fault of it names the key") {
   CHECK(error(R"({"kv_groups": [{"blocks": 4}]})") ==
         "scripted worker: unknown key 'kv_groups[0].blocks'");
   CHECK(error(R"({"emit": "sing"})") ==
-        "scripted worker: emit is \"sing\", expected \"echo\", \"count\" or \"constant\"");
+        "scripted worker: emit is \"sing\", expected \"echo\", \"count\", \"constant\" or "
+        "\"seeded\"");
   CHECK(error(R"({"end_ids": [1, -1]})").find("end_ids[1] is -1") != std::string::npos);
   CHECK(error(R"({"end_ids": [32000]})") ==
         "scripted worker: end_ids is 32000, must be below vocab_size 32000");

@@ -1,0 +1,127 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#include "simulation/fairness.h"
+
+#include <algorithm>
+
+#include "executor/block_hash.h"
+
+namespace slipstream::simulation {
+namespace {
+
+int64_t StallBound(const Workload& w) {
+  int64_t most = w.worker.max_seq_len;
+  const KvGroup& first = w.worker.kv_groups.front();
+  if (!first.windowed()) {
+    most = std::min(most, int64_t{first.num_blocks} * w.worker.tokens_per_block);
+  }
+  return (most + 2) * (w.config.pipeline_depth + 1);
+}
+
+}  // namespace
+
+Fairness::Fairness(const Workload& workload)
+    : preempts_(workload.config.policy == SchedulerPolicy::kMaxUtilization),
+      ageing_ns_(int64_t{1000000} * workload.config.priority_ageing_ms),
+      stall_bound_(StallBound(workload)),
+      by_slot_(workload.config.max_num_seqs) {}
+
+void Fairness::OnAccepted(RequestId id, const RequestSpec& spec, TimeNs now) {
+  Track track;
+  track.priority = spec.priority;
+  track.positions = static_cast<int64_t>(spec.prompt.size()) + spec.max_new_tokens - 1;
+  track.rank_0_at = ageing_ns_ > 0 ? now + spec.priority * ageing_ns_ : kNever;
+  const int64_t all = spec.num_return_sequences * track.positions;
+  for (auto& [key, other] : tracks_) {
+    if (other.waits && spec.priority < other.priority && now < other.rank_0_at) other.before += all;
+  }
+  for (int32_t i = 0; i < spec.num_return_sequences; ++i) {
+    StartWait(&track);
+    live_positions_ += track.positions;
+    track.seed = Mix64(spec.sampling.seed, static_cast<uint64_t>(i));
+    tracks_.emplace(SequenceKey{id, i}, track);
+    by_seed_.emplace(track.seed, SequenceKey{id, i});
+  }
+}
+
+void Fairness::StartWait(Track* track) const {
+  track->waits = true;
+  track->before = live_positions_;
+  track->steps = steps_;
+  track->deaths = deaths_;
+  track->again = again_;
+}
+
+std::string Fairness::OnPlan(const StepPlan& plan, std::vector<SequenceKey>* named) {
+  for (const uint32_t slot : plan.retired) {
+    const auto preempted = tracks_.find(by_slot_[slot]);
+    if (preempted != tracks_.end()) StartWait(&preempted->second);
+  }
+  for (const AdmitRecord& record : plan.admitted) {
+    const auto it = by_seed_.find(record.seed);
+    if (it == by_seed_.end()) return "the plan admits a sequence that is not live";
+    by_slot_[record.slot] = it->second;
+    Track& track = tracks_.at(it->second);
+    if (!track.waits) return "the plan admits a sequence that runs";
+    track.waits = false;
+    const std::string wrong = CheckWait(it->second, &track);
+    if (!wrong.empty()) return wrong;
+  }
+  ++stall_;
+  for (size_t i = 0; i < plan.num_seqs(); ++i) {
+    named->push_back(by_slot_[plan.slot[i]]);
+    const auto it = tracks_.find(named->back());
+    if (it == tracks_.end()) return "the plan schedules a sequence that is not live";
+    int32_t* reach = &it->second.reach;
+    const auto first = static_cast<int32_t>(plan.first_position[i]);
+    const auto end = first + static_cast<int32_t>(plan.num_tokens[i]);
+    again_ += std::max(0, std::min(end, *reach) - first);
+    if (end <= *reach) continue;
+    *reach = end;
+    stall_ = 0;
+  }
+  ++steps_;
+  scheduled_ += plan.num_seqs();
+  longest_stall_ = std::max(longest_stall_, stall_);
+  const bool never = !preempts_ && deaths_ == 0;
+  const int64_t bound = never ? 0 : stall_bound_;
+  if (stall_ <= bound) return "";
+  return std::to_string(stall_) + " steps without progress, the bound is " + std::to_string(bound);
+}
+
+void Fairness::OnDeath() {
+  ++deaths_;
+  stall_ = 0;
+  for (auto& [key, track] : tracks_) {
+    if (!track.waits) StartWait(&track);
+  }
+}
+
+std::string Fairness::CheckWait(SequenceKey key, Track* track) {
+  const auto waited = static_cast<int64_t>(steps_ - track->steps);
+  const auto times = static_cast<int64_t>(1 + deaths_ - track->deaths);
+  const int64_t counted = track->before + again_ - track->again;
+  const int64_t bound = std::min(counted, track->before * times * stall_bound_);
+  if (waited > longest_wait_) {
+    longest_wait_ = waited;
+    bound_of_longest_ = bound;
+  }
+  if (bound > 0) {
+    worst_share_ = std::max(worst_share_, static_cast<double>(waited) / static_cast<double>(bound));
+  }
+  if (waited <= bound) return "";
+  return "request " + std::to_string(key.first) + " waited " + std::to_string(waited) +
+         " steps, the bound is " + std::to_string(bound);
+}
+
+std::string Fairness::OnEnded(SequenceKey key) {
+  const auto it = tracks_.find(key);
+  Track& track = it->second;
+  const std::string wrong = track.waits ? CheckWait(key, &track) : "";
+  live_positions_ -= track.positions;
+  by_seed_.erase(track.seed);
+  tracks_.erase(it);
+  return wrong;
+}
+
+}  // namespace slipstream::simulation

@@ -1,0 +1,46 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "executor/request.h"
+#include "simulation/dice.h"
+#include "simulation/workload.h"
+
+namespace slipstream::simulation {
+
+struct Arrival {
+  TimeNs at = 0;
+  RequestSpec spec;
+  int32_t cancel_after = -1;  // moments after its arrival; -1 = never
+};
+
+// Draws the requests of a workload one by one. Holds no more than a few of them.
+class Traffic {
+ public:
+  Traffic(const Workload& workload, const RequestLimits& limits);
+
+  // Times never go back.
+  Arrival Next();
+
+ private:
+  std::vector<int32_t> DrawPrompt();
+  std::vector<int32_t> DrawTokens(int32_t count, int32_t vocab_size);
+  void FitLength(RequestSpec* spec);
+  void DrawStops(RequestSpec* spec);
+  void DrawRetention(RequestSpec* spec);
+
+  const TrafficShape shape_;
+  const RequestLimits limits_;
+  const uint64_t seed_;
+  Dice dice_;
+  std::vector<std::vector<int32_t>> prefixes_;
+  std::deque<std::vector<int32_t>> conversations_;  // the last prompts with their answers
+  TimeNs at_ = 1;
+  uint64_t drawn_ = 0;
+};
+
+}  // namespace slipstream::simulation

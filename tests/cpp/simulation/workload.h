@@ -1,0 +1,60 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "executor/engine_config.h"
+#include "executor/request.h"
+#include "worker_link/scripted_config.h"
+
+namespace slipstream::simulation {
+
+// What requests look like: the most of each, or the chance of it per request.
+struct TrafficShape {
+  int32_t max_prompt = 40;
+  int32_t max_new = 20;
+  TimeNs mean_gap = 1000000;  // between arrivals
+  double burst = 0;           // arrives with the one before
+  int32_t prefixes = 3;       // different shared beginnings; 0 = none are shared
+  double follow_up = 0;       // continues the conversation of an earlier request
+  int32_t salts = 1;
+  int32_t siblings = 1;  // num_return_sequences
+  double stops = 0;      // end ids, stop sequences, min_tokens
+  double retention = 0;
+  int32_t retention_ms = 20;  // the longest duration
+  double priorities = 0;
+  double deadlines = 0;
+  TimeNs max_deadline = 50000000;  // from its arrival
+  double cancels = 0;
+  int32_t max_cancel_after = 40;  // moments
+  double whole = 0;               // not streamed
+  double context_logits = 0;
+  double oversized = 0;  // drawn without regard to the limits
+};
+
+// Everything that a simulation does follows from this.
+struct Workload {
+  uint64_t seed = 0;
+  ExecutorConfig config;
+  ScriptedWorkerConfig worker;
+  TrafficShape traffic;
+  int64_t num_requests = 0;
+  TimeNs max_step = 1000000;     // a step takes up to this
+  double death = 0;              // the chance, at every moment, that the worker dies
+  TimeNs max_restart = 5000000;  // a restart takes up to this
+};
+
+// Small and odd: pools from two blocks up, every option at its extremes.
+Workload RandomWorkload(uint64_t seed);
+// Fixed, without random deaths, cancels and deadlines: for injection at every moment.
+std::vector<Workload> SmallScenarios();
+// A server near its capacity.
+Workload ServerWorkload(uint64_t seed, int64_t num_requests);
+
+// One line.
+std::string Describe(const Workload& workload);
+
+}  // namespace slipstream::simulation
