@@ -329,8 +329,11 @@ void Executor::OnWorkerFailure(const std::string& why) {
   ++consecutive_failures_;
   ++engine_->counters().worker_restarts;
   sent_at_.clear();
-  engine_->OnWorkerLost(Status::Internal(last_failure_), now);
-  if (consecutive_failures_ > config_.max_restarts) {
+  const bool blamed = engine_->OnWorkerLost(Status::Internal(last_failure_), now);
+  // A request that was alone at all these deaths has ended as their cause. Whether the worker was
+  // it after all, the next step will show.
+  const int32_t allowed = config_.max_restarts + (blamed && config_.max_restarts > 0 ? 1 : 0);
+  if (consecutive_failures_ > allowed) {
     return Die(Status::Unavailable(last_failure_ + " (gave up after max_restarts = " +
                                    std::to_string(config_.max_restarts) + ")"),
                now);
