@@ -287,8 +287,7 @@ void Executor::AddExpertTokens() {
 }
 
 void Executor::SendSteps() {
-  while (recovery_ == Recovery::kNone && health() != Health::kDead &&
-         engine_->BuildStep(Now(), &plan_)) {
+  while (recovery_ == Recovery::kNone && engine_->BuildStep(Now(), &plan_)) {
     sent_at_.push_back(Now());
     const Status status = port_->Send(plan_);
     if (!status.ok()) OnWorkerFailure(status.message());
@@ -327,7 +326,6 @@ void Executor::OnWorkerFailure(const std::string& why) {
   port_->Stop();
   last_failure_ = "the worker failed: " + why;
   ++consecutive_failures_;
-  ++engine_->counters().worker_restarts;
   sent_at_.clear();
   const bool blamed = engine_->OnWorkerLost(Status::Internal(last_failure_), now);
   // A request that was alone at all these deaths has ended as their cause. Whether the worker was
@@ -338,6 +336,7 @@ void Executor::OnWorkerFailure(const std::string& why) {
                                    std::to_string(config_.max_restarts) + ")"),
                now);
   }
+  ++engine_->counters().worker_restarts;
   Health ready = Health::kReady;
   health_.compare_exchange_strong(ready, Health::kRecovering);
   const int64_t back_off = std::min<int64_t>(
@@ -379,6 +378,7 @@ void Executor::OnRestarted(const Status& status) {
 }
 
 void Executor::Die(const Status& why, TimeNs now) {
+  recovery_ = Recovery::kGivenUp;  // nobody asks the worker that was stopped any more
   last_failure_ = why.message();
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
@@ -420,7 +420,7 @@ void Executor::WaitForWork() {
                                       : std::max<TimeNs>(0, until - now) + kMillisecond - 1;
   const int timeout_ms = static_cast<int>(std::min<TimeNs>(kMaxWaitMs, left / kMillisecond));
   pollfd fds[2] = {{wake_fd_, POLLIN, 0}, {-1, POLLIN, 0}};
-  if (recovery_ == Recovery::kNone && health() != Health::kDead) fds[1].fd = port_->fd();
+  if (recovery_ == Recovery::kNone) fds[1].fd = port_->fd();
   if (poll(fds, 2, timeout_ms) > 0 && (fds[0].revents & POLLIN) != 0) {
     uint64_t drained;
     const ssize_t ignored = read(wake_fd_, &drained, sizeof drained);

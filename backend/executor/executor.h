@@ -76,7 +76,7 @@ class Executor {
 
  private:
   struct Inbox;
-  enum class Recovery : uint8_t { kNone, kBackOff, kStarting };
+  enum class Recovery : uint8_t { kNone, kBackOff, kStarting, kGivenUp };
 
   Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink);
   Status Load(const WorkerPort::Progress& progress);
