@@ -79,6 +79,7 @@ struct Executor::Inbox {
   int32_t waiting = 0;             // guarded by mutex: in the engine's queue or in `contents`
   int64_t waiting_tokens = 0;      // guarded by mutex: likewise
   uint64_t rejected = 0;           // guarded by mutex
+  WorkerFailure failure;           // guarded by mutex
   MetricsSnapshot metrics;         // guarded by mutex
 };
 
@@ -195,6 +196,11 @@ void Executor::Shutdown(bool drain, TimeNs deadline) {
 Status Executor::closed_why() const {
   std::lock_guard<std::mutex> lock(inbox_->mutex);
   return inbox_->closed_why;
+}
+
+WorkerFailure Executor::last_failure() const {
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  return inbox_->failure;
 }
 
 MetricsSnapshot Executor::Metrics() const {
@@ -325,6 +331,10 @@ void Executor::OnWorkerFailure(const std::string& why) {
   const TimeNs now = Now();
   port_->Stop();
   last_failure_ = "the worker failed: " + why;
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    inbox_->failure = {inbox_->failure.count + 1, last_failure_};
+  }
   ++consecutive_failures_;
   sent_at_.clear();
   const bool blamed = engine_->OnWorkerLost(Status::Internal(last_failure_), now);

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from e2e_client import ask, joined_ids, load, prompt
 from e2e_faults import Faults
 from e2e_metrics import wait_for
 from e2e_recipes import FAULTY
@@ -34,6 +36,8 @@ from e2e_streams import (
 LOG = logging.getLogger(__name__)
 # What runs beside a sequence changes the last digits of its log probabilities, nothing else.
 TOLERANCE = 1e-4
+POISON = 2222  # a token that no text here has
+KILLED = "the worker died: killed by signal 9"
 RESTARTS = "slipstream_worker_restarts_total"
 
 
@@ -108,6 +112,10 @@ def is_at_rest(server: Server, model: str = "llm") -> bool:
     )
 
 
+def on_mortal(job: Job) -> Job:
+    return replace(job, model="mortal" if job.model == "llm" else "mortal_ensemble")
+
+
 def note_pauses(fault: str, followers: list[Follower]) -> None:
     pauses = [follower.longest_pause() for follower in followers]
     LOG.info(
@@ -131,9 +139,12 @@ def assert_equal(got: list[Follower], want: list[Follower]) -> None:
 
 
 def survive(
-    server: Server, normal: Undisturbed, name: str, fault: Callable[[], None], restarts: int
+    server: Server, normal: Undisturbed, name: str, fault: Callable[[], None], *reasons: str
 ) -> None:
-    """A fault in the middle of all streams, of which some wait; each ends as it always does."""
+    """A fault in the middle of all streams, of which some wait; each ends as it always does.
+
+    The worker is restarted as often as there are reasons, which the server's log gives.
+    """
     before = value(server, RESTARTS)
     interrupted: list[Follower] = []
 
@@ -146,9 +157,12 @@ def survive(
     followers = follow(server, normal.jobs, disturb)
     note_pauses(name, interrupted)
     assert_equal(followers, normal.followers)
-    wait_for(lambda: value(server, RESTARTS) == before + restarts, 5, "restarts are counted")
+    wait_for(lambda: value(server, RESTARTS) == before + len(reasons), 5, "restarts are counted")
     assert value(server, "slipstream_ready") == 1
     assert len(server.workers()) == 1
+    told = [line for line in server.process.tail(1000) if "model llm: the worker failed: " in line]
+    for line, reason in zip(told[-len(reasons) :], reasons, strict=True):
+        assert reason in line
 
 
 def test_the_streams_are_what_they_are_meant_to_be(normal: Undisturbed) -> None:
@@ -162,27 +176,37 @@ def test_the_streams_are_what_they_are_meant_to_be(normal: Undisturbed) -> None:
 
 def test_killed(faulty: Server, normal: Undisturbed) -> None:
     [worker] = faulty.workers()
-    survive(faulty, normal, "SIGKILL", worker.kill, 1)
+    survive(faulty, normal, "SIGKILL", worker.kill, KILLED)
 
 
 def test_stopped(faulty: Server, normal: Undisturbed) -> None:
     [worker] = faulty.workers()
-    survive(faulty, normal, "SIGSTOP, watchdog 3 s", worker.suspend, 1)
+    survive(faulty, normal, "SIGSTOP, watchdog 3 s", worker.suspend, "within watchdog_ms = 3000")
 
 
 def test_an_exception_in_a_step(faulty: Server, faults: Faults, normal: Undisturbed) -> None:
-    survive(faulty, normal, "exception", lambda: faults.at_steps("exception"), 1)
+    survive(
+        faulty, normal, "exception", lambda: faults.at_steps("exception"), "a fault inside a step"
+    )
 
 
 def test_out_of_memory_in_three_steps_in_a_row(
     faulty: Server, faults: Faults, normal: Undisturbed
 ) -> None:
     kinds = ("gpu memory", "memory", "python memory")
-    survive(faulty, normal, "out of memory, three times", lambda: faults.at_steps(*kinds), 3)
+    reasons = ("CUDA out of memory", "can't allocate memory", "MemoryError")
+    name = "out of memory, three times"
+    survive(faulty, normal, name, lambda: faults.at_steps(*kinds), *reasons)
 
 
 def test_garbage_on_the_link(faulty: Server, faults: Faults, normal: Undisturbed) -> None:
-    survive(faulty, normal, "garbage", lambda: faults.at_steps("garbage"), 1)
+    survive(
+        faulty,
+        normal,
+        "garbage",
+        lambda: faults.at_steps("garbage"),
+        "something that is not a frame",
+    )
 
 
 def test_killed_and_killed_again_while_it_loads(
@@ -194,7 +218,9 @@ def test_killed_and_killed_again_while_it_loads(
         faults.at_loads("kill")
         worker.kill()
 
-    survive(faulty, normal, "SIGKILL, again while loading", twice, 2)
+    survive(
+        faulty, normal, "SIGKILL, again while loading", twice, KILLED, f"restart failed: {KILLED}"
+    )
 
 
 def test_killed_while_idle(faulty: Server, normal: Undisturbed) -> None:
@@ -204,3 +230,59 @@ def test_killed_while_idle(faulty: Server, normal: Undisturbed) -> None:
     wait_for(lambda: value(faulty, "slipstream_ready") == 1, 30, "nobody has to ask for it")
     assert_equal(follow(faulty, normal.jobs[:8]), normal.followers[:8])
     assert value(faulty, RESTARTS) == before + 1
+
+
+def test_a_request_that_kills_every_worker_is_ended_and_no_other(
+    faulty: Server, faults: Faults, normal: Undisturbed
+) -> None:
+    """It comes last, is among the 24 that run when 23 older ones do, and kills at its prompt."""
+    before = value(faulty, RESTARTS)
+    faults.poison(POISON)
+    jobs = normal.jobs[:23]
+    deadly: list[Follower] = []
+
+    def send_poison(followers: list[Follower]) -> None:
+        assert len(wait_for_the_middle(followers, 8 * 23)) >= 16
+        deadly.append(Follower(faulty, Job("llm", prompt([POISON, 5, 6], 30, streaming=True))))
+
+    followers = follow(faulty, jobs, send_poison)
+    deadly[0].join(60)
+    [reply] = deadly[0].replies
+    assert (reply.final, deadly[0].late) == (True, [])
+    assert KILLED in reply.error
+    note_pauses("a request that kills", followers)
+    assert_equal(followers, normal.followers[:23])
+    assert value(faulty, RESTARTS) == before + 4, "max_restarts is 3"
+    wait_for(lambda: value(faulty, "slipstream_ready") == 1, 30, "the model serves on")
+    faults.poison(None)
+    fields = prompt([POISON, 5, 6], 4, streaming=True)
+    assert len(joined_ids(ask(faulty.grpc, "llm", fields))) == 4
+
+
+def test_past_max_restarts_every_stream_gets_its_error(
+    faulty: Server, faults: Faults, normal: Undisturbed
+) -> None:
+    """`mortal` may be restarted once: its second worker dies while it loads."""
+    load(faulty.grpc, "mortal")
+    load(faulty.grpc, "mortal_ensemble")
+    died = 0.0
+
+    def kill(followers: list[Follower]) -> None:
+        nonlocal died
+        assert len(wait_for_the_middle(followers, normal.num_replies() // 6)) >= 8
+        faults.at_loads("kill")
+        faulty.workers()[-1].kill()
+        wait_for(lambda: faults.left() == "", 30, "the second death")
+        died = time.monotonic()
+
+    followers = follow(faulty, [on_mortal(job) for job in normal.jobs], kill)
+    ended = [f for f in followers if f.replies[-1].error]
+    assert len(ended) > 32
+    for follower in ended:
+        assert follower.times[-1] - died < 5
+        assert [reply.final for reply in follower.replies].count(True) == 1
+        assert follower.late == []
+        assert follower.replies[-1].error.endswith("(gave up after max_restarts = 1)")
+    wait_for(lambda: not faulty.is_ready("mortal"), 5, "it is withdrawn")
+    assert f"restart failed: {KILLED}" in faulty.state_of("mortal")[1]
+    assert faulty.is_ready("llm")
