@@ -141,6 +141,13 @@ def test_a_whole_conversation(checkpoint, executor):
     assert executor.process.wait(TIMEOUT_S) == 0
 
 
+def test_a_restarted_worker_need_not_read_the_tokenizer(executor):
+    executor.configure(demo_model_path(), token_table=False)
+    while (frame := executor.receive()).type is FrameType.PROGRESS:
+        assert frame.map()["what"] != "reading the tokenizer"
+    assert frame.map()["token_table"] == b""
+
+
 def test_what_experts_computed_is_told_without_being_asked(executor):
     executor.configure(demo_model_path("demo-moe"))
     hello, _ = executor.hello()
