@@ -367,11 +367,13 @@ void Engine::DropIfDone(RequestState* request) {
   requests_.erase(request->id);
 }
 
-void Engine::OnWorkerLost(const Status& why, TimeNs now) {
+bool Engine::OnWorkerLost(const Status& why, TimeNs now) {
   std::vector<Sequence*> suspects;
+  bool alone = true;
   for (const StepRecord& record : in_flight_) {
     for (const ScheduledEntry& entry : record.entries) {
       Sequence* s = entry.sequence;
+      alone &= s->request == in_flight_.front().entries.front().sequence->request;
       // Rows of the prompt's logits are kept only whole.
       if (entry.context_logits && s->num_generated() == 0) s->context_logits_done = false;
       if (s->finished() || s->lost_step == in_flight_.back().step_id) continue;
@@ -394,6 +396,7 @@ void Engine::OnWorkerLost(const Status& why, TimeNs now) {
     }
     DropIfDone(request);
   }
+  return alone && !suspects.empty();
 }
 
 std::vector<Event> Engine::TakeEvents() {

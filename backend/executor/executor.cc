@@ -79,6 +79,7 @@ struct Executor::Inbox {
   int32_t waiting = 0;             // guarded by mutex: in the engine's queue or in `contents`
   int64_t waiting_tokens = 0;      // guarded by mutex: likewise
   uint64_t rejected = 0;           // guarded by mutex
+  WorkerFailure failure;           // guarded by mutex
   MetricsSnapshot metrics;         // guarded by mutex
 };
 
@@ -197,6 +198,11 @@ Status Executor::closed_why() const {
   return inbox_->closed_why;
 }
 
+WorkerFailure Executor::last_failure() const {
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  return inbox_->failure;
+}
+
 MetricsSnapshot Executor::Metrics() const {
   std::lock_guard<std::mutex> lock(inbox_->mutex);
   MetricsSnapshot m = inbox_->metrics;
@@ -287,8 +293,7 @@ void Executor::AddExpertTokens() {
 }
 
 void Executor::SendSteps() {
-  while (recovery_ == Recovery::kNone && health() != Health::kDead &&
-         engine_->BuildStep(Now(), &plan_)) {
+  while (recovery_ == Recovery::kNone && engine_->BuildStep(Now(), &plan_)) {
     sent_at_.push_back(Now());
     const Status status = port_->Send(plan_);
     if (!status.ok()) OnWorkerFailure(status.message());
@@ -326,15 +331,22 @@ void Executor::OnWorkerFailure(const std::string& why) {
   const TimeNs now = Now();
   port_->Stop();
   last_failure_ = "the worker failed: " + why;
+  {
+    std::lock_guard<std::mutex> lock(inbox_->mutex);
+    inbox_->failure = {inbox_->failure.count + 1, last_failure_};
+  }
   ++consecutive_failures_;
-  ++engine_->counters().worker_restarts;
   sent_at_.clear();
-  engine_->OnWorkerLost(Status::Internal(last_failure_), now);
-  if (consecutive_failures_ > config_.max_restarts) {
+  const bool blamed = engine_->OnWorkerLost(Status::Internal(last_failure_), now);
+  // A request that was alone at all these deaths has ended as their cause. Whether the worker was
+  // it after all, the next step will show.
+  const int32_t allowed = config_.max_restarts + (blamed && config_.max_restarts > 0 ? 1 : 0);
+  if (consecutive_failures_ > allowed) {
     return Die(Status::Unavailable(last_failure_ + " (gave up after max_restarts = " +
                                    std::to_string(config_.max_restarts) + ")"),
                now);
   }
+  ++engine_->counters().worker_restarts;
   Health ready = Health::kReady;
   health_.compare_exchange_strong(ready, Health::kRecovering);
   const int64_t back_off = std::min<int64_t>(
@@ -376,6 +388,7 @@ void Executor::OnRestarted(const Status& status) {
 }
 
 void Executor::Die(const Status& why, TimeNs now) {
+  recovery_ = Recovery::kGivenUp;  // nobody asks the worker that was stopped any more
   last_failure_ = why.message();
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
@@ -417,7 +430,7 @@ void Executor::WaitForWork() {
                                       : std::max<TimeNs>(0, until - now) + kMillisecond - 1;
   const int timeout_ms = static_cast<int>(std::min<TimeNs>(kMaxWaitMs, left / kMillisecond));
   pollfd fds[2] = {{wake_fd_, POLLIN, 0}, {-1, POLLIN, 0}};
-  if (recovery_ == Recovery::kNone && health() != Health::kDead) fds[1].fd = port_->fd();
+  if (recovery_ == Recovery::kNone) fds[1].fd = port_->fd();
   if (poll(fds, 2, timeout_ms) > 0 && (fds[0].revents & POLLIN) != 0) {
     uint64_t drained;
     const ssize_t ignored = read(wake_fd_, &drained, sizeof drained);

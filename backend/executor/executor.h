@@ -33,6 +33,12 @@ enum class Health : uint8_t {
 };
 const char* HealthName(Health health);
 
+// Why the worker failed last, and how often it has failed.
+struct WorkerFailure {
+  uint64_t count = 0;
+  std::string why;
+};
+
 // The brain's thread: takes requests from any thread, drives the Engine, talks to the worker, hands
 // events to the sink. The Engine and everything below it belong to this thread alone; other threads
 // reach it through the inbox.
@@ -65,6 +71,8 @@ class Executor {
   // (CLOCK_MONOTONIC ns); whatever is left then ends as cancelled (UNAVAILABLE, "shutting down").
   void Shutdown(bool drain, TimeNs deadline);
 
+  // The last failure of the worker and how many there were; any thread.
+  WorkerFailure last_failure() const;
   // Why requests are refused; ok while they are accepted.
   Status closed_why() const;
   Health health() const { return health_.load(std::memory_order_acquire); }
@@ -76,7 +84,7 @@ class Executor {
 
  private:
   struct Inbox;
-  enum class Recovery : uint8_t { kNone, kBackOff, kStarting };
+  enum class Recovery : uint8_t { kNone, kBackOff, kStarting, kGivenUp };
 
   Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink);
   Status Load(const WorkerPort::Progress& progress);

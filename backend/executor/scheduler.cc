@@ -29,10 +29,14 @@ struct Scheduler::Building {
   int32_t budget;
   int32_t lookups = kMaxLookupsPerStep;
   bool short_of_blocks = false;
+  const RequestState* alone = nullptr;  // the only one whose running sequences may be scheduled
 };
 
 Scheduler::Scheduler(const ExecutorConfig& config, const KvGroups::Options& kv)
-    : config_(config), kv_(kv), waiting_(config.priority_ageing_ms) {
+    : config_(config),
+      suspect_losses_(config.max_restarts < 3 ? 1 : 2),
+      kv_(kv),
+      waiting_(config.priority_ageing_ms) {
   for (int32_t slot = config.max_num_seqs - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   running_.reserve(config.max_num_seqs);
   later_groups_.resize(kv_.num_groups() - 1);
@@ -50,14 +54,17 @@ void Scheduler::Build(uint64_t step_id, TimeNs now, StepPlan* plan,
   if (!kv_.windows().empty()) {
     for (Sequence* s : running_) kv_.ReleaseUnseen(&s->kv);
   }
-  ScheduleRunning(&b, /*decodes=*/true);
-  ScheduleRunning(&b, /*decodes=*/false);
-  if (!b.short_of_blocks) AdmitWaiting(&b);
+  if (!has_suspects_ || !Probe(&b)) {
+    ScheduleRunning(&b, /*decodes=*/true);
+    ScheduleRunning(&b, /*decodes=*/false);
+    if (!b.short_of_blocks) AdmitWaiting(&b);
+  }
   for (std::vector<int32_t>& ids : later_groups_) {
     plan->new_block_ids.insert(plan->new_block_ids.end(), ids.begin(), ids.end());
     ids.clear();
   }
   if (plan->empty()) return;
+  just_restarted_ = false;
   plan->retired.swap(retired_);
   retired_.clear();
 }
@@ -67,6 +74,7 @@ void Scheduler::ScheduleRunning(Building* b, bool decodes) {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence* sequence = running_[i];
     if (sequence->preempting || sequence->finished() || sequence->last_step == b->step_id) continue;
+    if (b->alone != nullptr && sequence->request != b->alone) continue;
     const int32_t remaining = sequence->remaining();
     if (remaining <= 0 || (remaining == 1) != decodes) continue;
     if (b->budget <= 0) return;
@@ -135,7 +143,34 @@ void Scheduler::Release(Sequence* sequence) {
   }
 }
 
+// A step of one request with suspects, or none while other steps are in flight. False: there are no
+// suspects any more, or none can run yet.
+bool Scheduler::Probe(Building* b) {
+  for (const Sequence* s : running_) {
+    if (s->in_flight > 0) return true;
+  }
+  for (const Sequence* s : running_) {
+    if (!IsSuspect(*s)) continue;
+    b->alone = s->request;
+    ScheduleRunning(b, /*decodes=*/true);
+    ScheduleRunning(b, /*decodes=*/false);
+    b->alone = nullptr;
+    return !b->plan->empty();
+  }
+  // One that is above suspicion goes first, once, if there is one: its step shows whether the
+  // worker is what fails.
+  Sequence* next = waiting_.LeastSuspected(just_restarted_ ? 0 : suspect_losses_, b->now);
+  has_suspects_ = next != nullptr;
+  if (!has_suspects_ || !Admit(next, b)) return false;
+  for (const auto& sibling : next->request->sequences) {
+    if (b->budget <= 0) break;
+    if (sibling->state == Sequence::State::kWaiting && !Admit(sibling.get(), b)) break;
+  }
+  return true;
+}
+
 void Scheduler::Restart() {
+  just_restarted_ = true;
   for (Sequence* sequence : running_) {
     kv_.Close(&sequence->kv);
     free_slots_.push_back(sequence->slot);
@@ -145,6 +180,7 @@ void Scheduler::Restart() {
     sequence->scheduled = 0;
     sequence->preempting = false;
     if (sequence->finished()) continue;
+    has_suspects_ |= IsSuspect(*sequence);
     sequence->state = Sequence::State::kWaiting;
     waiting_.Push(sequence);
   }
@@ -227,7 +263,7 @@ bool Scheduler::DisplaceLowerClass(const Sequence& waiting, TimeNs now) {
 void Scheduler::AdmitWaiting(Building* b) {
   while (b->budget > 0 && b->lookups > 0) {
     Sequence* sequence = waiting_.Front(b->now);
-    if (sequence == nullptr) return;
+    if (sequence == nullptr || IsSuspect(*sequence)) return;
     if (!Admit(sequence, b) && !DisplaceLowerClass(*sequence, b->now)) return;
   }
 }

@@ -28,6 +28,11 @@ struct ScheduledEntry {
 // Every step: sequences that decode, then those still in their prompt (in chunks that fit the token
 // budget), then new ones while slots, budget and KV blocks last. Order among sequences is
 // (rank, arrival); the first in that order is never preempted and so always progresses.
+//
+// After a second death of the worker in a row (the first, if there may be no third restart),
+// whoever was in flight at them is a suspect, and its request computes alone until its next token:
+// one that kills its worker is told from those beside it. The least suspected go first, so that it
+// is not the first again after its next death.
 class Scheduler {
  public:
   Scheduler(const ExecutorConfig& config, const KvGroups::Options& kv);
@@ -62,6 +67,8 @@ class Scheduler {
 
   void ScheduleRunning(Building* b, bool decodes);
   void AdmitWaiting(Building* b);
+  bool Probe(Building* b);
+  bool IsSuspect(const Sequence& sequence) const { return sequence.losses >= suspect_losses_; }
   bool Admit(Sequence* sequence, Building* b);
   bool ScheduleChunk(Sequence* sequence, Building* b);
   void ShareAhead(Sequence* sequence, int32_t* shared_tokens, Building* b);
@@ -80,6 +87,7 @@ class Scheduler {
   PrefixTree::Retain RetainFor(const Sequence& sequence, int32_t position, TimeNs now) const;
 
   const ExecutorConfig config_;
+  const int32_t suspect_losses_;
   KvGroups kv_;
   WaitingQueue waiting_;
   std::vector<Sequence*> running_;  // by (rank, order)
@@ -87,6 +95,8 @@ class Scheduler {
   std::vector<uint32_t> retired_;                   // slots given back since the last plan
   std::vector<std::vector<int32_t>> later_groups_;  // new block ids of the plan, from group 1 on
   uint64_t preemptions_ = 0;
+  bool has_suspects_ = false;
+  bool just_restarted_ = false;  // no step was built since
 };
 
 }  // namespace slipstream

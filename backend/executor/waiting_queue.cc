@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <tuple>
 
 namespace slipstream {
 
@@ -46,6 +47,19 @@ Sequence* WaitingQueue::Front(TimeNs now) const {
     if (best == nullptr || rank < best_rank || (rank == best_rank && head->order < best->order)) {
       best = head;
       best_rank = rank;
+    }
+  }
+  return best;
+}
+
+Sequence* WaitingQueue::LeastSuspected(int32_t min_losses, TimeNs now) const {
+  const auto key = [&](const Sequence* s) {
+    return std::make_tuple(s->losses, RankOf(*s, now), s->order);
+  };
+  Sequence* best = nullptr;
+  for (const auto& waiting : classes_) {
+    for (const auto& [order, s] : waiting) {
+      if (s->losses >= min_losses && (best == nullptr || key(s) < key(best))) best = s;
     }
   }
   return best;

@@ -31,9 +31,13 @@ bool HealthWatch::Wait(int milliseconds) {
 
 void HealthWatch::Run() {
   Health last = options_.health();
+  uint64_t failures = 0;
   bool withdrawn = false;
   while (Wait(100)) {
     const Health now = options_.health();
+    const WorkerFailure failure = options_.failure();
+    if (failure.count != failures) LogError("model " + options_.model + ": " + failure.why);
+    failures = failure.count;
     if (now == Health::kDead && !options_.exit_on_fatal && !withdrawn) {
       withdrawn = options_.withdraw();
     }

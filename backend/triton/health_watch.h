@@ -12,9 +12,9 @@
 
 namespace slipstream::triton {
 
-// Logs the changes of a model's health. When the model is dead it ends the process, if
-// `exit_on_fatal` is set, since a server that cannot serve any more is better restarted; otherwise
-// it has the model withdrawn.
+// Logs the failures of a model's worker and the changes of its health. When the model is dead it
+// ends the process, if `exit_on_fatal` is set, since a server that cannot serve any more is better
+// restarted; otherwise it has the model withdrawn.
 class HealthWatch {
  public:
   static constexpr int kExitCode = 70;  // EX_SOFTWARE
@@ -22,7 +22,8 @@ class HealthWatch {
     std::string model;
     bool exit_on_fatal = false;
     std::function<Health()> health;
-    std::function<bool()> idle;  // every client has its last response
+    std::function<WorkerFailure()> failure;  // the last one
+    std::function<bool()> idle;              // every client has its last response
     // Takes the dead model out of the server's readiness; false: to be tried again.
     std::function<bool()> withdraw;
   };

@@ -114,6 +114,7 @@ void LlmService::StartReporting(const ModelConfig& config) {
   options.model = name_;
   options.exit_on_fatal = parameters_.exit_on_fatal;
   options.health = [this] { return executor_->health(); };
+  options.failure = [this] { return executor_->last_failure(); };
   options.idle = [this] { return delivery_->num_live() == 0; };
   options.withdraw = [this, config] { return WithdrawAll(config); };
   watch_ = std::make_unique<HealthWatch>(std::move(options));

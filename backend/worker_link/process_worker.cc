@@ -77,7 +77,10 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   options.argv.insert(options.argv.end(), config_.args.begin(), config_.args.end());
   options.config = config_.config;
   options.config["frame_version"] = kFrameVersion;
-  if (kv_cache_tokens_ > 0) options.config["kv_cache_tokens"] = kv_cache_tokens_;
+  if (kv_cache_tokens_ > 0) {
+    options.config["kv_cache_tokens"] = kv_cache_tokens_;
+    options.config["token_table"] = false;  // the first worker told it; it takes seconds to make
+  }
   options.load_timeout_ms = load_timeout_ms_;
   options.interrupt_fd = interrupt_.get();
   options.progress = progress;

@@ -45,6 +45,10 @@ class Frame:
         return value
 
 
+class PeerGone(EOFError):
+    """The other end of the socket is closed, and not between two frames."""
+
+
 class Channel:
     """Reads and writes frames. Owns the socket; used by one thread."""
 
@@ -68,7 +72,7 @@ class Channel:
     def receive(self) -> Frame | None:
         """Waits for the next frame; None at end of file between two frames.
 
-        Raises FrameError for malformed bytes and EOFError when the peer ends inside a frame.
+        Raises FrameError for malformed bytes and PeerGone when the peer ends inside a frame.
         """
         self._to_front()
         if not self._fill(_HEADER_BYTES):
@@ -91,12 +95,18 @@ class Channel:
         self.send(frame_type, [memoryview(msgpack.packb(dict(values)))])
 
     def send(self, frame_type: FrameType, buffers: list[memoryview]) -> None:
-        """Sends one frame whose payload is the buffers joined; waits until all is sent."""
+        """Sends one frame whose payload is the buffers joined; waits until all is sent.
+
+        Raises PeerGone when nobody will read it.
+        """
         size = sum(buffer.nbytes for buffer in buffers)
         pending = [memoryview(encode_frame_header(frame_type, size)), *buffers]
         pending = [buffer for buffer in pending if buffer.nbytes]
         while pending:
-            sent = self._sock.sendmsg(pending[:_MAX_BUFFERS])
+            try:
+                sent = self._sock.sendmsg(pending[:_MAX_BUFFERS])
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise PeerGone("the peer closed the connection") from error
             done = 0
             while done < len(pending) and sent >= pending[done].nbytes:
                 sent -= pending[done].nbytes
@@ -116,10 +126,13 @@ class Channel:
     def _fill(self, end: int) -> bool:
         """Receives until ``end`` bytes are there, and what has come with them."""
         while self._end < end:
-            count = self._sock.recv_into(self._buffer.view(np.uint8)[self._end :].data)
+            try:
+                count = self._sock.recv_into(self._buffer.view(np.uint8)[self._end :].data)
+            except ConnectionResetError as error:
+                raise PeerGone("the peer closed the connection") from error
             if count == 0:
                 if self._end == 0:
                     return False
-                raise EOFError("the peer closed the connection inside a frame")
+                raise PeerGone("the peer closed the connection inside a frame")
             self._end += count
         return True

@@ -44,6 +44,7 @@ class WorkerConfig(BaseModel):
     cuda_graphs: bool = True
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     revision: str | None = None
+    token_table: bool = True  # in HELLO; an executor that restarts a worker has it already
     rank: int = Field(default=0, ge=0)
     world_size: int = Field(default=1, ge=1)
 

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from slipstream.link import FrameType
-from slipstream.worker.channel import Channel, Frame
+from slipstream.worker.channel import Channel, Frame, PeerGone
 from slipstream.worker.config import WorkerConfig
 from slipstream.worker.frames import FrameError, encode_result, parse_step
 
@@ -27,8 +27,8 @@ def serve(channel: Channel) -> int:
     """
     try:
         return _converse(channel)
-    except (BrokenPipeError, ConnectionResetError, EOFError):
-        return 0  # the executor is gone: there is nobody to tell
+    except PeerGone:
+        return 0  # the executor: there is nobody to tell
     except Exception as error:  # whatever it was, the executor must learn of it
         _report(channel, error)
         return 1
@@ -97,5 +97,6 @@ def _expect(frame: Frame | None, frame_type: FrameType) -> Frame:
 
 def _report(channel: Channel, error: Exception) -> None:
     text = "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError):  # the executor may be gone as well
-        channel.send_map(FrameType.ERROR, {"message": str(error), "traceback": text})
+    message = str(error) or type(error).__name__  # MemoryError has no words of its own
+    with contextlib.suppress(OSError, PeerGone):  # the executor may be gone as well
+        channel.send_map(FrameType.ERROR, {"message": message, "traceback": text})

@@ -61,8 +61,10 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or default_threads(decoder.weight_bytes))
     runner = make_runner(config, decoder, lambda done, what: progress(0.8 + 0.15 * done, what))
-    progress(0.95, "reading the tokenizer")
-    table = token_table(path, trust_remote_code=config.trust_remote_code)
+    table = b""
+    if config.token_table:
+        progress(0.95, "reading the tokenizer")
+        table = token_table(path, trust_remote_code=config.trust_remote_code)
     progress(1.0, "ready")
     return LoadedModel(runner, hello(config, runner, table))
 

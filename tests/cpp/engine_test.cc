@@ -1,5 +1,8 @@
 // SPDX-FileCopyrightText: Slipstream contributors
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <map>
+
 #include "engine_fixture.h"
 
 namespace slipstream {
@@ -210,7 +213,63 @@ TEST_CASE("a lost worker: everything live is computed again from its tokens") {
   CHECK(events.size() == 4);
 }
 
-TEST_CASE("a request at every death is ended; the others go on") {
+// Four requests, of which the one that holds token 77 kills the worker that computes it.
+void CheckPoison(int32_t max_restarts, RequestId poisoned) {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_restarts = max_restarts;
+  config.pipeline_depth = 2;
+  EngineFixture f(config);
+  for (RequestId id = 1; id <= 4; ++id) {
+    auto prompt = Iota(static_cast<int32_t>(10 * id), 6);
+    if (id == poisoned) prompt.back() = 77;
+    REQUIRE(f.Submit(id, f.Spec(std::move(prompt), 4)).ok());
+  }
+  int32_t deaths = 0, in_a_row = 0;
+  while (f.Build()) {
+    const StepPlan first = f.plan;
+    const bool second = f.Build();
+    const auto deadly = [](const StepPlan& plan) {
+      return std::count(plan.token_ids.begin(), plan.token_ids.end(), 77) > 0;
+    };
+    if (!deadly(first)) {
+      f.Answer(first);
+      in_a_row = 0;
+    }
+    if (deadly(first) || (second && deadly(f.plan))) {
+      f.engine.OnWorkerLost(Status::Internal("gone"), ++f.now);
+      REQUIRE(f.engine.CheckIntegrity() == "");
+      ++deaths;
+      CHECK_MESSAGE(++in_a_row <= max_restarts, "the worker looks dead for good");
+    } else if (second) {
+      f.Answer(f.plan);
+    }
+  }
+  CHECK(deaths == max_restarts + 1);
+  std::map<RequestId, FinishReason> ends;
+  std::map<RequestId, size_t> tokens;
+  for (const Event& event : f.engine.TakeEvents()) {
+    tokens[event.request] += event.tokens.size();
+    if (event.reason == FinishReason::kNone) continue;
+    CHECK(ends.emplace(event.request, event.reason).second);
+  }
+  for (RequestId id = 1; id <= 4; ++id) {
+    CHECK(tokens[id] == (id == poisoned ? 0 : 4));
+    CHECK(ends[id] == (id == poisoned ? FinishReason::kError : FinishReason::kLength));
+  }
+  CHECK(f.engine.idle());
+}
+
+TEST_CASE("a request that kills every worker is ended; those beside it go on") {
+  for (const int32_t max_restarts : {2, 3, 5}) {
+    for (RequestId poisoned = 1; poisoned <= 4; ++poisoned) {
+      CAPTURE(max_restarts);
+      CAPTURE(poisoned);
+      CheckPoison(max_restarts, poisoned);
+    }
+  }
+}
+
+TEST_CASE("a request at every death is ended") {
   ExecutorConfig config = EngineFixture::DefaultConfig();
   config.max_restarts = 2;
   EngineFixture f(config);

@@ -194,6 +194,51 @@ TEST_CASE("a worker that never recovers: every request gets its error, health is
   CHECK(refused.status().message().find("max_restarts = 2") != std::string::npos);
 }
 
+TEST_CASE("what a dead model died of stays the reason; giving up is no restart") {
+  struct StartsOnce : ScriptedWorker {
+    using ScriptedWorker::ScriptedWorker;
+    StatusOr<WorkerInfo> Start(const Progress& progress) override {
+      if (started) return Status::Internal("starts only once");
+      started = true;
+      return ScriptedWorker::Start(progress);
+    }
+    bool started = false;
+  };
+  ExecutorConfig config;
+  config.max_restarts = 1;
+  Collector collector;
+  auto executor = Executor::Create(
+      config, std::make_unique<StartsOnce>(Script(R"({"die_at_step": 1})")), &collector, nullptr);
+  REQUIRE(executor.ok());
+  RequestSpec spec;
+  spec.prompt = {1, 2, 3};
+  spec.max_new_tokens = 8;
+  spec.context = std::make_shared<Ticket>(0);
+  REQUIRE((*executor)->Submit(std::move(spec)).ok());
+  REQUIRE(collector.WaitDone(1));
+  (*executor)->Shutdown(/*drain=*/false, 0);
+  CHECK((*executor)->closed_why().message() ==
+        "the worker failed: restart failed: starts only once (gave up after max_restarts = 1)");
+  CHECK((*executor)->Metrics().worker_restarts == 1);
+}
+
+TEST_CASE("a request that is alone at every death is ended; the worker gets one more chance") {
+  for (const int faults : {4, 5}) {  // of four deaths the request is the cause, of a fifth it isn't
+    ExecutorConfig config;
+    config.restart_backoff_ms = 1;
+    Fixture f(R"({"die_at_step": 1, "fault_count": )" + std::to_string(faults) + "}", config);
+    REQUIRE(f.executor->Submit(f.Spec(0, 8)).ok());
+    REQUIRE(f.collector.WaitDone(1));
+    CHECK(f.collector.Get(0).ends == std::vector<FinishReason>{FinishReason::kError});
+    REQUIRE(f.executor->Submit(f.Spec(1, 8)).ok());
+    REQUIRE(f.collector.WaitDone(2));
+    const bool served = faults == 4;
+    CHECK(f.collector.Get(1).tokens.size() == (served ? 8 : 0));
+    CHECK(f.executor->health() == (served ? Health::kReady : Health::kDead));
+    CHECK(f.executor->Metrics().worker_restarts == 4);
+  }
+}
+
 TEST_CASE("cancels and deadlines are served while the worker restarts") {
   Fixture f(R"({"die_at_step": 3, "start_ms": 1500})");
   auto handle = f.executor->Submit(f.Spec(0, 1000));

@@ -72,7 +72,8 @@ if how == "error":
     sys.exit(1)
 # 128 tokens are what HELLO offers: 16 blocks of 8.
 stats = 0
-what = b"\xa6pinned" if b"kv_cache_tokens\xcc\x80" in config else b"\xa7loading"
+pinned = b"kv_cache_tokens\xcc\x80" in config and b"token_table\xc2" in config
+what = b"\xa6pinned" if pinned else b"\xa7loading"
 send(2, b"\x82\xa8fraction\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xa4what" + what)
 if how == "once" and what == b"\xa6pinned":
     time.sleep(60)
@@ -457,7 +458,8 @@ TEST_CASE("process worker: kill -9 shows within milliseconds, and a restart serv
   CHECK(AwaitReply(&worker, &result, &why) == WorkerPort::Reply::kResult);
 }
 
-TEST_CASE("process worker: a restart asks for the cache that the first start settled") {
+TEST_CASE(
+    "process worker: a restart asks for the cache that the first start settled, and for no table") {
   ProcessWorker worker(Config("serve"));
   std::vector<std::string> told;
   const auto progress = [&](double, const std::string& what) { told.push_back(what); };

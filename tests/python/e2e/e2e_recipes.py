@@ -90,6 +90,14 @@ MORTAL_EXITING = replace(
 )
 MORTAL_DEMO = replace(DEMO, key="mortal_demo", overrides=DEMO.overrides | {"max_restarts": 0})
 
+# For tests that make the worker fail while 64 streams run or wait.
+FAULTY = replace(
+    DEMO,
+    key="faulty",
+    overrides=DEMO.overrides | {"max_num_seqs": 24, "watchdog_ms": 3000},
+    variants=(Variant("mortal", {"max_restarts": 1}, at_start=False),),
+)
+
 # For tests that end the worker.
 MIXTURE = Recipe(
     key="mixture",

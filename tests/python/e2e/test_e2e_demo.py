@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from e2e_client import (
-    Reply,
-    Stream,
     ask,
     ending,
     generate,
@@ -24,7 +21,6 @@ from e2e_client import (
     prompt,
     question,
 )
-from e2e_metrics import wait_for
 from e2e_server import Server, decode, tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -248,101 +244,3 @@ def test_log_probs_and_logits_agree_with_transformers(demo: Server, reference: A
     chosen = torch.log_softmax(generation, -1)[range(6), new].numpy()
     np.testing.assert_allclose(reply.outputs["output_log_probs"][0, 0], chosen, atol=1e-3)
     assert reply.one("cum_log_probs") == pytest.approx(float(chosen.sum()), abs=1e-3)
-
-
-KILLED = 160
-
-
-def killed_jobs(texts: list[str]) -> list[dict[str, Any]]:
-    """Eight requests: greedy, sampled, with a stop string, with log probabilities."""
-    kinds: list[dict[str, Any]] = [
-        {},
-        {"temperature": 1.1, "seed": 5},
-        {"stop_words": [texts[0]] if texts else ["\x00"]},
-        {"return_log_probs": True},
-    ]
-    return [
-        question(
-            text,
-            KILLED,
-            stream=True,
-            end_id=-1,
-            return_finish_reason=True,
-            return_usage=True,
-            **kind,
-        )
-        for kind in kinds
-        for text in TEXTS[:2]
-    ]
-
-
-class Follower(threading.Thread):
-    """Reads one request's stream; `started` is set once it has some tokens."""
-
-    def __init__(self, server: Server, fields: dict[str, Any]) -> None:
-        super().__init__()
-        self.replies: list[Reply] = []
-        self.started = threading.Event()
-        self._server, self._fields = server, fields
-        self.start()
-
-    def run(self) -> None:
-        with Stream(self._server.grpc) as stream:
-            stream.send("ensemble", self._fields)
-            while not (self.replies and self.replies[-1].final):
-                self.replies.append(stream.next())
-                if len(self.replies) >= 10:
-                    self.started.set()
-        self.started.set()
-
-
-def summary(replies: list[Reply]) -> tuple[str, str, str, int]:
-    return (
-        joined_text(replies),
-        ending(replies),
-        ending(replies, "stop_reason"),
-        replies[-1].one("completion_tokens"),
-    )
-
-
-def log_probs(replies: list[Reply]) -> np.ndarray:
-    return np.concatenate([r.outputs["output_log_probs"].reshape(-1) for r in replies])
-
-
-def follow_all(server: Server, jobs: list[dict[str, Any]], kill: bool) -> list[list[Reply]]:
-    followers = [Follower(server, job) for job in jobs]
-    for follower in followers:
-        assert follower.started.wait(60)
-    if kill:
-        assert not any(f.replies[-1].final for f in followers), "all are in the middle"
-        [worker] = server.workers()
-        worker.kill()
-    for follower in followers:
-        follower.join(120)
-        assert not follower.is_alive()
-    return [follower.replies for follower in followers]
-
-
-def test_streams_survive_a_killed_worker(demo: Server) -> None:
-    plain = follow_all(demo, killed_jobs([]), kill=False)
-    text = joined_text(plain[0])
-    stop = text[int(len(text) * 0.8) :][:7]
-    assert text.index(stop) > len(text) // 2
-    jobs = killed_jobs([stop])
-    undisturbed = follow_all(demo, jobs, kill=False)
-    before = demo.metrics().value("slipstream_worker_restarts_total", model="llm")
-    disturbed = follow_all(demo, jobs, kill=True)
-    assert [summary(replies) for replies in disturbed] == [summary(r) for r in undisturbed]
-    assert ending(disturbed[4]) == "stop_sequence"
-    for got, want in zip(disturbed[6:], undisturbed[6:], strict=True):
-        assert log_probs(got).shape == (KILLED,)
-        np.testing.assert_allclose(log_probs(got), log_probs(want), atol=1e-3)
-    for replies in disturbed:
-        assert {reply.error for reply in replies} == {""}
-        assert [reply.final for reply in replies].count(True) == 1
-    wait_for(
-        lambda: demo.metrics().value("slipstream_worker_restarts_total", model="llm") == before + 1,
-        5,
-        "one restart is counted",
-    )
-    assert demo.metrics().value("slipstream_ready", model="llm") == 1

@@ -20,6 +20,7 @@ from slipstream.demo import demo_model_path
 from slipstream.worker import frames
 from slipstream.worker.channel import Channel, Frame
 from slipstream.worker.frames import FrameType, StepPlan, StepResult
+from slipstream.worker.loop import serve
 
 ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 60
@@ -140,6 +141,13 @@ def test_a_whole_conversation(checkpoint, executor):
     assert executor.process.wait(TIMEOUT_S) == 0
 
 
+def test_a_restarted_worker_need_not_read_the_tokenizer(executor):
+    executor.configure(demo_model_path(), token_table=False)
+    while (frame := executor.receive()).type is FrameType.PROGRESS:
+        assert frame.map()["what"] != "reading the tokenizer"
+    assert frame.map()["token_table"] == b""
+
+
 def test_what_experts_computed_is_told_without_being_asked(executor):
     executor.configure(demo_model_path("demo-moe"))
     hello, _ = executor.hello()
@@ -209,6 +217,27 @@ def test_an_unexpected_frame_is_an_error_frame(executor):
     error = executor.receive()
     assert error.type is FrameType.ERROR
     assert error.map()["message"] == "expected a CONFIG frame, got REPLY"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "MemoryError"),
+        (EOFError("Ran out of input"), "Ran out of input"),  # of a file, not of the socket
+        (BrokenPipeError("of somebody else"), "of somebody else"),
+    ],
+)
+def test_every_error_is_told(error, message):
+    class FailingChannel(Channel):
+        def receive(self):
+            raise error
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert serve(FailingChannel(theirs)) == 1
+        frame = Channel(ours).receive()
+    assert frame.type is FrameType.ERROR
+    assert frame.map()["message"] == message
 
 
 def test_the_worker_dies_with_its_parent(checkpoint):
