@@ -135,12 +135,17 @@ class Harness:
         self.engine.on_result(self.pending.popleft(), self.now)
         return True
 
-    def lose_worker(self) -> None:
-        self.pending.clear()
-        self.engine.on_worker_lost("killed by the test", self.now)
-        last = self.worker.last_step
-        self.worker = self.new_worker()
-        self.worker.last_step = last
+    def lose_workers(self, count: int) -> None:
+        """Each after the first gets a step and does not answer it: suspects run alone then."""
+        for death in range(count):
+            if death > 0:
+                self.build()
+            self.pending.clear()
+            self.engine.on_worker_lost("killed by the test", self.now)
+            self.check()
+            last = self.worker.last_step
+            self.worker = self.new_worker()
+            self.worker.last_step = last
 
     def check(self) -> None:
         assert self.engine.check_integrity() == ""
@@ -166,7 +171,7 @@ class Harness:
         elif roll < 0.97 and self.sent:
             self.engine.finish(self.rng.choice(list(self.sent)), "cancelled", self.now)
         elif roll < 0.98:
-            self.lose_worker()
+            self.lose_workers(self.rng.choice([1, 1, 2, 3]))
         else:
             self.now += self.rng.randint(1, 20) * MILLISECOND
             self.engine.expire_deadlines(self.now)
