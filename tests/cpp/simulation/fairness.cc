@@ -29,6 +29,7 @@ Fairness::Fairness(const Workload& workload)
 void Fairness::OnAccepted(RequestId id, const RequestSpec& spec, TimeNs now) {
   Track track;
   track.priority = spec.priority;
+  track.born = deaths_;
   track.positions = static_cast<int64_t>(spec.prompt.size()) + spec.max_new_tokens - 1;
   track.rank_0_at = ageing_ns_ > 0 ? now + spec.priority * ageing_ns_ : kNever;
   const int64_t all = spec.num_return_sequences * track.positions;
@@ -66,7 +67,12 @@ std::string Fairness::OnPlan(const StepPlan& plan, std::vector<SequenceKey>* nam
     track.waits = false;
     const std::string wrong = CheckWait(it->second, &track);
     if (!wrong.empty()) return wrong;
+    if (!restarted_ || track.born < deaths_) continue;
+    for (auto& [key, other] : tracks_) {
+      if (other.waits) other.before += track.positions;
+    }
   }
+  restarted_ = false;
   ++stall_;
   for (size_t i = 0; i < plan.num_seqs(); ++i) {
     named->push_back(by_slot_[plan.slot[i]]);
@@ -92,9 +98,8 @@ std::string Fairness::OnPlan(const StepPlan& plan, std::vector<SequenceKey>* nam
 void Fairness::OnDeath() {
   ++deaths_;
   stall_ = 0;
-  for (auto& [key, track] : tracks_) {
-    if (!track.waits) StartWait(&track);
-  }
+  restarted_ = true;
+  for (auto& [key, track] : tracks_) StartWait(&track);
 }
 
 std::string Fairness::CheckWait(SequenceKey key, Track* track) {

@@ -30,7 +30,8 @@ namespace slipstream::simulation {
 // and preemption undo. So it is admitted after at most W steps and one for each position that is
 // computed again meanwhile; and at most K W (1 + deaths) steps, since so many let W positions grow.
 // With guaranteed_no_evict and without deaths that is W. It holds for every wait, be it the first
-// or one after preemption or a death.
+// or one after preemption. A death begins every wait anew: whoever ran may be suspected of it, and
+// suspects go first, alone. Before them goes one that is not suspected, even if it came later.
 class Fairness {
  public:
   explicit Fairness(const Workload& workload);
@@ -58,6 +59,7 @@ class Fairness {
     int64_t before = 0;     // W
     uint64_t steps = 0;     // built when it began to wait
     uint64_t deaths = 0;    // likewise
+    uint64_t born = 0;      // deaths when it came
     int64_t again = 0;      // likewise
     int32_t reach = 0;
     bool waits = false;
@@ -75,7 +77,8 @@ class Fairness {
   int64_t live_positions_ = 0;
   uint64_t steps_ = 0;
   uint64_t deaths_ = 0;
-  int64_t again_ = 0;  // positions that were computed before
+  bool restarted_ = false;  // no step since the last death
+  int64_t again_ = 0;       // positions that were computed before
   int64_t stall_ = 0;
   int64_t longest_wait_ = 0;
   int64_t bound_of_longest_ = 0;
