@@ -139,12 +139,16 @@ class Decoder(nn.Module):
     @property
     def logits_dtype(self) -> torch.dtype:
         """The narrowest type that holds the logits without rounding them."""
-        plain = self.spec.logit_scale == 1.0 and self.spec.logit_soft_cap is None
-        return self.dtype if plain else torch.float32
+        return self.dtype if self._plain_logits else torch.float32
+
+    @property
+    def _plain_logits(self) -> bool:
+        """Whether they are the output matrix's product and nothing else."""
+        return self.spec.logit_scale == 1.0 and self.spec.logit_soft_cap is None
 
     def logits_into(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """As ``logits``, into ``out`` of ``logits_dtype``."""
-        if out.dtype == self.dtype and self.logits_dtype == self.dtype:
+        if self._plain_logits:
             self.lm_head.into(self.norm.after_adding(hidden, None), out)
         else:
             out.copy_(self.logits(hidden))

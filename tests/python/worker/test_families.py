@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from family_cases import WINDOW
 from family_serving import PROMPT, STEPS, Served, context_logits, random_tokens
 from worker_testing import Driver, PlanBuilder, TestSequence
+
+from slipstream.models.decoder import Decoder
 
 
 def test_layers_with_a_window_have_a_pool_of_its_size(served: Served) -> None:
@@ -62,6 +65,18 @@ def _retired(plan: PlanBuilder, sequences: list[TestSequence]) -> PlanBuilder:
 def test_logits(served: Served, chunk: int) -> None:
     prompt = random_tokens(PROMPT, seed=1)
     served.assert_close(context_logits(served.driver(), prompt, chunk), prompt)
+
+
+@torch.inference_mode()
+def test_logits_into_a_buffer_are_those_that_are_returned(served: Served) -> None:
+    """Graphs on a GPU sample from a buffer; scales and caps must be in it."""
+    decoder = served.runner.decoder
+    assert isinstance(decoder, Decoder)
+    shape = (5, decoder.spec.hidden_size)
+    hidden = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(decoder.device)
+    out = hidden.new_empty((5, decoder.spec.vocab_size), dtype=decoder.logits_dtype)
+    decoder.logits_into(hidden, out)
+    torch.testing.assert_close(out, decoder.logits(hidden), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [PROMPT, 7], ids=["lone", "chunked"])
