@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,21 @@ class KvCache:
         block that the step does not fill must be cleared before its first position is written.
         """
         self.pool.index_fill_(1, blocks, 0)
+
+
+def pools_by_layer(
+    caches: Sequence[KvCache], layers: Sequence[Sequence[int]]
+) -> list[tuple[int, torch.Tensor]]:
+    """For each layer of a model the cache that holds it, by index, and its own part of the pool.
+
+    ``layers[g]`` are the model's layers that the g-th cache holds, in its order.
+    """
+    places = {
+        layer: (group, pool)
+        for group, cache in enumerate(caches)
+        for layer, pool in zip(layers[group], cache.pool, strict=True)
+    }
+    return [places[layer] for layer in range(len(places))]
 
 
 def _zeros(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.attention.interface import BatchLayout, IntArray, Mask, ScoreSpec
-from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.kv_cache import KvCache, pools_by_layer
 from slipstream.attention.preparation import Preparation
 from slipstream.attention.softmax import attend
 from slipstream.attention.tiles import TILE, MaskTemplates, Tile, tiles_of
@@ -74,13 +74,9 @@ class PagedSdpa:
         self.scores = list(scores)
         self.shape = caches[0].shape
         self.device = caches[0].pool.device
-        pools = {
-            layer: (group, pool)
-            for group, cache in enumerate(caches)
-            for layer, pool in zip(layers[group], cache.pool, strict=True)
-        }
-        self.group_of_layer = [pools[layer][0] for layer in range(len(scores))]
-        by_layer = [pools[layer][1] for layer in range(len(scores))]
+        places = pools_by_layer(caches, layers)
+        self.group_of_layer = [group for group, _ in places]
+        by_layer = [pool for _, pool in places]
         self.position_rows = [pool.view(-1, self.shape.head_dim) for pool in by_layer]
         block_elements = self.shape.tokens_per_block * self.shape.head_dim
         self.block_rows = [pool.view(-1, block_elements) for pool in by_layer]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from slipstream.attention.interface import ScoreSpec
-from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.kv_cache import KvCache, pools_by_layer
 from slipstream.attention.preparation import Preparation, QkNorms
 from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
@@ -66,13 +67,7 @@ class PagedTriton:
         self.head_dim = shape.head_dim
         self.scores = list(scores)
         self.tile_tokens = tile_tokens(num_heads, shape.num_kv_heads)
-        places = {
-            layer: (group, pool)
-            for group, cache in enumerate(caches)
-            for layer, pool in zip(layers[group], cache.pool, strict=True)
-        }
-        self.group_of_layer = [places[layer][0] for layer in range(len(scores))]
-        self.pools = [places[layer][1] for layer in range(len(scores))]
+        self.places = pools_by_layer(caches, layers)
         device = caches[0].pool.device
         num_sms = torch.cuda.get_device_properties(device).multi_processor_count
         # By number of decodes. Steps run one after the other: one workspace serves all.
@@ -108,14 +103,20 @@ class PagedTritonPlan:
     ) -> torch.Tensor:
         """See AttentionPlan.run."""
         backend, batch = self._backend, self._batch
-        group = backend.group_of_layer[layer]
-        pool, tables = backend.pools[layer], batch.block_tables[group]
+        group, pool = backend.places[layer]
+        tables = batch.block_tables[group]
         self._store(qkv, pool, batch.write_slots[group], preparation)
         heads = backend.num_heads
         queries = qkv[:, :heads]
         out = qkv.new_empty((qkv.shape[0], heads * backend.head_dim))
         scores = backend.scores[layer]
-        mask = scores.mask
+        options: dict[str, Any] = {
+            "scale": scores.scale,
+            "mask_kind": scores.mask.kind,
+            "mask_size": scores.mask.size,
+            "soft_cap": scores.soft_cap,
+            "sinks": sinks,
+        }
         if batch.decode_rows.shape[0]:
             decode_attention(
                 queries,
@@ -126,12 +127,8 @@ class PagedTritonPlan:
                 batch.positions,
                 out,
                 backend.workspace,
-                scale=scores.scale,
-                mask_kind=mask.kind,
-                mask_size=mask.size,
-                soft_cap=scores.soft_cap,
-                sinks=sinks,
                 num_splits=self._splits,
+                **options,
             )
         if batch.tile_rows.shape[0]:
             prefill_attention(
@@ -143,11 +140,7 @@ class PagedTritonPlan:
                 batch.tile_slots,
                 batch.positions,
                 out,
-                scale=scores.scale,
-                mask_kind=mask.kind,
-                mask_size=mask.size,
-                soft_cap=scores.soft_cap,
-                sinks=sinks,
+                **options,
             )
         return out
 

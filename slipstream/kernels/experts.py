@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from slipstream.kernels.overlap import await_inputs, launch_options
+from slipstream.kernels.paged_common import precision
 
 
 class Sorted(NamedTuple):
@@ -143,7 +144,7 @@ def _launch(
         ROWS=tuning.rows,
         COLUMNS=wide,
         DEPTH=tuning.depth,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        PRECISION=precision(x.dtype),
         num_warps=tuning.warps,
         num_stages=tuning.stages,
         **launch_options(),

@@ -1,7 +1,5 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-# mypy: disallow-untyped-decorators=False
 """What the kernels of decode and prefill share: masks, scores, and where a tile's KV lives.
 
 Scores are kept in two parts, raw values and a factor that takes them to powers of two, so that the
@@ -11,11 +9,13 @@ multiplication joins the subtraction of the maximum: ``exp2(raw * factor - maxim
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+
+from slipstream.kernels.overlap import launch_options
 
 MaskKind = Literal["full", "sliding", "chunked"]
 
@@ -56,6 +56,31 @@ def check_layout(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor) -> None
     assert q.dtype == pool.dtype == out.dtype
     assert q.shape[1] % pool.shape[2] == 0, "query heads must be a multiple of KV heads"
     assert pool.shape[3] & (pool.shape[3] - 1) == 0, "tokens_per_block must be a power of two"
+
+
+def compile_time(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    mask_kind: MaskKind,
+    mask_size: int,
+    soft_cap: float | None,
+    sinks: torch.Tensor | None,
+) -> dict[str, Any]:
+    """What both kernels are compiled for, as keyword arguments of a launch."""
+    kv_heads, per_block, head_dim = pool.shape[2:]
+    return {
+        "GROUP": q.shape[1] // kv_heads,
+        "KV_HEADS": kv_heads,
+        "HEAD_DIM": head_dim,
+        "DIM": triton.next_power_of_2(head_dim),
+        "PER_BLOCK": per_block,
+        "MASK": mask_kind,
+        "MASK_SIZE": mask_size,
+        "SOFT_CAP": soft_cap is not None,
+        "SINKS": sinks is not None,
+        "PRECISION": precision(q.dtype),
+        **launch_options(),
+    }
 
 
 @triton.jit

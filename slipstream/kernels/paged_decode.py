@@ -1,7 +1,5 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-# mypy: disallow-untyped-decorators=False
 """Attention of single tokens over a paged KV cache: one pass over the keys and values.
 
 The query heads of a KV head are the rows of a tile, so that KV is read once. A sequence's positions
@@ -17,18 +15,18 @@ import torch
 import triton
 import triton.language as tl
 
-from slipstream.kernels.overlap import await_inputs, launch_options
+from slipstream.kernels.overlap import await_inputs
 from slipstream.kernels.paged_common import (
     LOG2E,
     LOWEST,
     MaskKind,
     capped,
     check_layout,
+    compile_time,
     first_visible,
     key_rows,
     load_blocks,
     load_rows,
-    precision,
     scoring,
     softmax_step,
 )
@@ -120,11 +118,10 @@ def decode_attention(
     ``[heads]``. mask_kind, mask_size, soft_cap: see ScoreSpec. Reads nothing on the host.
     """
     check_layout(q, pool, out)
-    kv_heads, per_block, head_dim = pool.shape[2:]
+    kv_heads, head_dim = pool.shape[2], pool.shape[4]
     heads, n = q.shape[1], rows.shape[0]
     assert n * num_splits * heads * 2 <= workspace.stats.numel(), "the workspace is too small"
     assert n * kv_heads <= workspace.arrivals.numel(), "the workspace is too small"
-    group = heads // kv_heads
     inner, factor = scoring(scale, soft_cap)
     tuning = _tuning(head_dim, q.dtype)
     # A part has to be worth writing and reading it again, unless SMs would be idle without it.
@@ -133,22 +130,12 @@ def decode_attention(
         q, pool, block_tables, rows, slots, positions, out, sinks,
         workspace.sums, workspace.stats, workspace.arrivals, inner, factor,
         q.stride(0), q.stride(1), least_tiles, free_parts, block_tables.stride(0),
-        GROUP=group,
-        ROWS=max(16, triton.next_power_of_2(group)),
-        KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim,
-        DIM=triton.next_power_of_2(head_dim),
-        PER_BLOCK=per_block,
+        ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
         TILE=tuning.tile,
-        MASK=mask_kind,
-        MASK_SIZE=mask_size,
-        SOFT_CAP=soft_cap is not None,
-        SINKS=sinks is not None,
         SPLIT=num_splits > 1,
-        PRECISION=precision(q.dtype),
         num_warps=tuning.warps,
         num_stages=tuning.stages,
-        **launch_options(),
+        **compile_time(q, pool, mask_kind, mask_size, soft_cap, sinks),
     )  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-# mypy: disallow-untyped-decorators=False
 """Attention of chunks of a prompt over a paged KV cache.
 
 A tile's rows are its tokens times the query heads of one KV head. KV that all of them see needs no
@@ -16,18 +14,18 @@ import torch
 import triton
 import triton.language as tl
 
-from slipstream.kernels.overlap import await_inputs, launch_options
+from slipstream.kernels.overlap import await_inputs
 from slipstream.kernels.paged_common import (
     LOG2E,
     LOWEST,
     MaskKind,
     capped,
     check_layout,
+    compile_time,
     first_visible,
     key_rows,
     load_blocks,
     load_rows,
-    precision,
     scoring,
     softmax_step,
 )
@@ -81,11 +79,10 @@ def prefill_attention(
     ``decode_attention``.
     """
     check_layout(q, pool, out)
-    kv_heads, per_block, head_dim = pool.shape[2:]
-    heads = q.shape[1]
+    heads, kv_heads = q.shape[1], pool.shape[2]
     group = heads // kv_heads
     inner, factor = scoring(scale, soft_cap)
-    tuning = _tuning(head_dim, q.dtype)
+    tuning = _tuning(pool.shape[4], q.dtype)
     num_rows = max(tuning.rows, triton.next_power_of_2(group))
     tokens = num_rows // group
     parts = -(-tile_tokens(heads, kv_heads) // tokens)
@@ -94,21 +91,11 @@ def prefill_attention(
         inner, factor, q.stride(0), q.stride(1), block_tables.stride(0),
         PARTS=parts,
         TOKENS=tokens,
-        GROUP=group,
         ROWS=num_rows,
-        KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim,
-        DIM=triton.next_power_of_2(head_dim),
-        PER_BLOCK=per_block,
         TILE=tuning.tile,
-        MASK=mask_kind,
-        MASK_SIZE=mask_size,
-        SOFT_CAP=soft_cap is not None,
-        SINKS=sinks is not None,
-        PRECISION=precision(q.dtype),
         num_warps=tuning.warps,
         num_stages=tuning.stages,
-        **launch_options(),
+        **compile_time(q, pool, mask_kind, mask_size, soft_cap, sinks),
     )  # fmt: skip
 
 

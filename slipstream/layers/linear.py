@@ -39,18 +39,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[rows, in]``. Returns ``[rows, out]``."""
-        if self.few_rows is not None and (config := self.few_rows.config(x.shape[0])) is not None:
-            from slipstream.kernels.skinny_linear import skinny_linear
-
-            return skinny_linear(x, self.weight, self.few_rows.arrivals, config)
-        return F.linear(x, self.weight, self.bias)
+        product = self._few_rows_product(x)
+        return F.linear(x, self.weight, self.bias) if product is None else product
 
     def into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """``forward`` without a bias, into ``out`` ``[rows, out]``."""
         assert self.bias is None
-        if self.few_rows is not None and (config := self.few_rows.config(x.shape[0])) is not None:
-            from slipstream.kernels.skinny_linear import skinny_linear
-
-            skinny_linear(x, self.weight, self.few_rows.arrivals, config, out)
-        else:
+        if self._few_rows_product(x, out) is None:
             torch.mm(x, self.weight.t(), out=out)
+
+    def _few_rows_product(
+        self, x: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """The product by a kernel of ours, None where torch's is to be used."""
+        if self.few_rows is None or (config := self.few_rows.config(x.shape[0])) is None:
+            return None
+        from slipstream.kernels.skinny_linear import skinny_linear
+
+        return skinny_linear(x, self.weight, self.few_rows.arrivals, config, out)

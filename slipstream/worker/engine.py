@@ -44,13 +44,7 @@ class LogitRows:
     @classmethod
     def of(cls, num_tokens: IntArray, flags: npt.NDArray[np.uint32]) -> LogitRows:
         samples = (flags & SeqFlag.SAMPLE) != 0
-        wanted = flags & SeqFlag.CONTEXT_LOGITS
-        if not wanted.any():  # nearly every step, where this takes less time
-            seqs = np.flatnonzero(samples)
-            none = np.zeros(num_tokens.size, np.int64)
-            last_rows = (np.cumsum(num_tokens) - 1)[seqs]
-            return cls(last_rows, seqs, np.arange(seqs.size), none, np.cumsum(samples) - samples)
-        context = np.where(wanted, num_tokens, 0)
+        context = np.where(flags & SeqFlag.CONTEXT_LOGITS, num_tokens, 0)
         counts = np.where(context, context, samples)
         ends = np.cumsum(counts)
         last_tokens = np.cumsum(num_tokens) - 1
@@ -127,10 +121,7 @@ class ModelRunner:
         result of this one is taken. Raises PlanError for a plan that contradicts the ones before
         it; the runner must not be used after an exception.
         """
-        slots = self._slots.apply(plan)
-        for copy in plan.copies:
-            cache = self.caches[int(copy["group"])]
-            cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
+        slots = self._apply(plan)
         start_ns = time.monotonic_ns()
         num_tokens = plan.num_tokens.astype(np.int64)
         rows = LogitRows.of(num_tokens, plan.flags)
@@ -143,6 +134,14 @@ class ModelRunner:
         result = self._result(plan, slots, rows, logits, sampled)
         result.start_ns, result.end_ns = start_ns, time.monotonic_ns()
         return PendingStep.of(result)
+
+    def _apply(self, plan: StepPlan) -> IntArray:
+        """All of a plan that comes before its forward; returns its slots."""
+        slots = self._slots.apply(plan)
+        for copy in plan.copies:
+            cache = self.caches[int(copy["group"])]
+            cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
+        return slots
 
     def _forward(self, plan: StepPlan, slots: IntArray, num_tokens: IntArray) -> torch.Tensor:
         first = plan.first_position.astype(np.int64)

@@ -141,18 +141,8 @@ class GraphRunner(ModelRunner):
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """See ModelRunner.launch; waits for nothing unless the host has to see the logits."""
+        slots = self._apply(plan)
         start_ns = time.monotonic_ns()
-        if plan.token_ids.size > self._max_num_tokens:
-            raise PlanError(
-                f"step {plan.step_id} has {plan.token_ids.size} tokens, max_num_tokens is "
-                f"{self._max_num_tokens}"
-            )
-        slots = self._slots.apply(plan)
-        if self._slots.appended is not None:
-            self._append_blocks(self._slots.appended)
-        for copy in plan.copies:
-            cache = self.caches[int(copy["group"])]
-            cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
         num_tokens = plan.num_tokens.astype(np.int64)
         rows = LogitRows.of(num_tokens, plan.flags)
         if not slots.size or self._wants_logits(slots, rows):
@@ -163,6 +153,17 @@ class GraphRunner(ModelRunner):
         result = self._result(plan, slots, rows, None, None)
         result.start_ns = start_ns
         return self._pending(result, rows, picks)
+
+    def _apply(self, plan: StepPlan) -> IntArray:
+        if plan.token_ids.size > self._max_num_tokens:
+            raise PlanError(
+                f"step {plan.step_id} has {plan.token_ids.size} tokens, max_num_tokens is "
+                f"{self._max_num_tokens}"
+            )
+        slots = super()._apply(plan)
+        if self._slots.appended is not None:
+            self._append_blocks(self._slots.appended)
+        return slots
 
     def _pending(self, result: StepResult, rows: LogitRows, picks: IntArray) -> PendingStep:
         turn = self._turn = (self._turn + 1) % _DEPTH
