@@ -20,8 +20,10 @@ GAVE_UP = "(gave up after max_restarts = 0)"
 
 
 def is_dead(server: Server) -> bool:
-    """Not ready: what needs the dead model, and the server."""
-    return not server.process.is_ready() and not any(map(server.is_ready, SERVING))
+    """Not ready: what needs the dead model, and the server; withdrawn to the end, with a reason."""
+    if server.process.is_ready() or any(map(server.is_ready, SERVING)):
+        return False
+    return all("was withdrawn" in server.state_of(model)[1] for model in ("llm", "ensemble"))
 
 
 def bring_back(server: Server) -> None:
