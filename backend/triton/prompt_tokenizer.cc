@@ -10,6 +10,7 @@
 
 #include "triton/field_reader.h"
 #include "triton/process_factory.h"
+#include "worker_link/bounded_json.h"
 
 namespace slipstream::triton {
 namespace {
@@ -23,12 +24,13 @@ std::vector<std::string> WithoutEmpty(std::vector<std::string> words) {
   return words;
 }
 
-nlohmann::json ParseJson(const char* name, const std::string& text, nlohmann::json::value_t type,
-                         FieldReader* in) {
-  nlohmann::json value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.type() == type) return value;
+nlohmann::json ReadJson(const char* name, const std::string& text, nlohmann::json::value_t type,
+                        FieldReader* in) {
+  StatusOr<nlohmann::json> value = ParseJson(text);
+  if (value.ok() && value->type() == type) return std::move(value).value();
   const char* must = type == nlohmann::json::value_t::array ? "array" : "object";
-  in->Fail(Status::InvalidArgument(std::string(name) + ": must be a JSON " + must));
+  in->Fail(Status::InvalidArgument(std::string(name) + ": must be a JSON " + must +
+                                   (value.ok() ? "" : ", but " + value.status().message())));
   return nullptr;
 }
 
@@ -54,9 +56,9 @@ void ReadText(FieldReader* in, TokenizerRequest* request) {
     in->Fail(Status::InvalidArgument(
         "QUERY (text_input): must be empty when MESSAGES (messages) is given"));
   }
-  request->messages = ParseJson("MESSAGES", messages, nlohmann::json::value_t::array, in);
+  request->messages = ReadJson("MESSAGES", messages, nlohmann::json::value_t::array, in);
   if (!chat.empty()) {
-    request->chat = ParseJson("CHAT_OPTIONS", chat, nlohmann::json::value_t::object, in);
+    request->chat = ReadJson("CHAT_OPTIONS", chat, nlohmann::json::value_t::object, in);
   }
 }
 

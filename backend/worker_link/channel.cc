@@ -13,6 +13,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "worker_link/bounded_json.h"
+
 namespace slipstream {
 namespace {
 
@@ -50,14 +52,11 @@ int64_t MonotonicNs() {
 }
 
 StatusOr<nlohmann::json> ParseMap(const Frame& frame) {
-  nlohmann::json map = nlohmann::json::from_msgpack(frame.payload, frame.payload + frame.size,
-                                                    /*strict=*/true, /*allow_exceptions=*/false);
-  if (!map.is_object()) {
-    return Status::Internal("the payload of a frame of type " +
-                            std::to_string(static_cast<int>(frame.type)) +
-                            " is not one msgpack map");
-  }
-  return map;
+  auto map = ParseMsgpack(frame.payload, frame.size);
+  if (map.ok() && map->is_object()) return map;
+  std::string what = map.ok() ? "is not one map" : map.status().message();
+  return Status::Internal("the payload of a frame of type " +
+                          std::to_string(static_cast<int>(frame.type)) + " " + what);
 }
 
 Channel::Channel(UniqueFd fd, uint64_t max_payload)

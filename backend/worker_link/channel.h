@@ -22,7 +22,8 @@ struct Frame {
   size_t size = 0;
 };
 
-// The payload of a msgpack frame; kInternal unless it is exactly one map.
+// The payload of a msgpack frame; kInternal unless it is exactly one map, of at most kMaxJsonDepth
+// levels.
 StatusOr<nlohmann::json> ParseMap(const Frame& frame);
 
 // Frames over one connected stream socket. Used by one thread at a time.

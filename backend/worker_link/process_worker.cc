@@ -8,52 +8,12 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <limits>
 #include <utility>
+
+#include "worker_link/worker_messages.h"
 
 namespace slipstream {
 namespace {
-
-constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
-constexpr int64_t kInt64Max = std::numeric_limits<int64_t>::max();
-constexpr int64_t kMaxExperts = 65536;
-
-KvGroup ReadGroup(MapReader* read) {
-  KvGroup group;
-  const std::string kind = read->String("kind");
-  if (!KvKindFromName(kind, &group.kind)) {
-    read->Fail("kind", "is '" + kind + "', must be full, sliding or chunked");
-  }
-  group.window = static_cast<int32_t>(read->Integer("window", 0, kInt32Max));
-  group.num_blocks = static_cast<int32_t>(read->Integer("num_blocks", 1, kInt32Max));
-  group.bytes_per_block = read->Integer("bytes_per_block", 0, kInt64Max);
-  return group;
-}
-
-StatusOr<WorkerInfo> ReadHello(const nlohmann::json& hello) {
-  MapReader read(hello, "the worker's HELLO");
-  WorkerInfo info;
-  info.vocab_size = static_cast<int32_t>(read.Integer("vocab_size", 1, kInt32Max));
-  info.max_seq_len = static_cast<int32_t>(read.Integer("max_seq_len", 1, kInt32Max));
-  info.tokens_per_block = static_cast<int32_t>(read.Integer("tokens_per_block", 1, 65536));
-  info.end_ids = read.Ids("end_ids");
-  info.pad_id = static_cast<int32_t>(read.Integer("pad_id", -1, kInt32Max));
-  info.wants_history = read.Boolean("wants_history");
-  info.token_table = read.Bytes("token_table");
-  info.model_name = read.String("model_name");
-  info.device = read.String("device");
-  info.weight_bytes = read.Integer("weight_bytes", 0, kInt64Max);
-  info.expert_layers = read.Ids("expert_layers", "layer numbers");
-  info.num_experts = static_cast<int32_t>(
-      read.Integer("num_experts", info.expert_layers.empty() ? 0 : 1, kMaxExperts));
-  for (const nlohmann::json& map : read.Maps("kv_groups")) {
-    MapReader group(map, "kv_groups in the worker's HELLO");
-    info.kv_groups.push_back(ReadGroup(&group));
-    if (!group.status().ok()) return group.status();
-  }
-  if (!read.status().ok()) return read.status();
-  return info;
-}
 
 bool Watch(int epoll_fd, int fd) {
   epoll_event event{};
@@ -92,7 +52,7 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
     interrupt_.Clear();
     return link.status();
   }
-  StatusOr<WorkerInfo> info = ReadHello(hello);
+  StatusOr<WorkerInfo> info = ParseWorkerHello(hello);
   if (!info.ok()) return info;
   if (kv_cache_tokens_ == 0) {
     // Clients wait for a restart, and take a model that restarts for one that serves.
@@ -184,18 +144,7 @@ StatusOr<Channel::Next> ProcessWorker::ReadFrame(Frame* frame) {
 Status ProcessWorker::AddStats(const Frame& frame) {
   const StatusOr<nlohmann::json> map = ParseMap(frame);
   if (!map.ok()) return map.status();
-  MapReader read(*map, "the worker's STATS");
-  const std::string bytes = read.Bytes("expert_tokens");
-  if (const size_t size = expert_tokens_.size() * sizeof(uint64_t); bytes.size() != size) {
-    read.Fail("expert_tokens",
-              "has " + std::to_string(bytes.size()) + " bytes, must have " + std::to_string(size));
-  }
-  if (!read.status().ok()) return read.status();
-  for (size_t i = 0; i < expert_tokens_.size(); ++i) {
-    uint64_t tokens;
-    std::memcpy(&tokens, bytes.data() + i * sizeof tokens, sizeof tokens);
-    expert_tokens_[i] += tokens;
-  }
+  if (Status s = AddWorkerStats(*map, &expert_tokens_); !s.ok()) return s;
   has_expert_tokens_ = true;
   return Status::Ok();
 }

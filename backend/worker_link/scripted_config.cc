@@ -10,6 +10,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "worker_link/bounded_json.h"
+
 namespace slipstream {
 namespace {
 
@@ -197,12 +199,14 @@ std::vector<KvGroup> ScriptedWorkerConfig::Groups() const {
 }
 
 StatusOr<ScriptedWorkerConfig> ScriptedWorkerConfig::FromJson(const std::string& text) {
-  const json map = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!map.is_object()) {
-    return Status::InvalidArgument("scripted worker: the configuration is not a JSON object");
+  const StatusOr<json> parsed = ParseJson(text);
+  if (!parsed.ok() || !parsed->is_object()) {
+    return Status::InvalidArgument(
+        "scripted worker: the configuration " +
+        (parsed.ok() ? "is not a JSON object" : parsed.status().message()));
   }
   ScriptedWorkerConfig config;
-  const Status set = SetAll(Setters(&config), map, "");
+  const Status set = SetAll(Setters(&config), *parsed, "");
   if (!set.ok()) return set;
   const Status status = CheckTogether(config);
   if (!status.ok()) return status;

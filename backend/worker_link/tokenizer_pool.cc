@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <limits>
 #include <numeric>
 #include <thread>
 #include <utility>
@@ -15,69 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
-
-StatusOr<TokenizerInfo> ReadHello(const json& hello) {
-  MapReader read(hello, "the tokenizer process's HELLO");
-  TokenizerInfo info;
-  info.vocab_size = static_cast<int32_t>(read.Integer("vocab_size", 1, kInt32Max));
-  info.eos_id = static_cast<int32_t>(read.Integer("eos_id", -1, kInt32Max));
-  info.pad_id = static_cast<int32_t>(read.Integer("pad_id", -1, kInt32Max));
-  info.bos_id = static_cast<int32_t>(read.Integer("bos_id", -1, kInt32Max));
-  info.has_chat_template = read.Boolean("has_chat_template");
-  info.token_table = read.Bytes("token_table");
-  if (!read.status().ok()) return read.status();
-  return info;
-}
-
 Status MalformedReply() { return Status::Internal("the tokenizer process's reply is malformed"); }
-
-bool ReadIds(const json& value, std::vector<int32_t>* ids) {
-  if (!value.is_binary() || value.get_binary().size() % sizeof(int32_t) != 0) return false;
-  const auto& bytes = value.get_binary();
-  ids->resize(bytes.size() / sizeof(int32_t));
-  if (!bytes.empty()) std::memcpy(ids->data(), bytes.data(), bytes.size());
-  return true;
-}
-
-Status ReadError(const json& error) {
-  if (!error.is_object() || !error.contains("code") || !error.contains("message") ||
-      !error["message"].is_string()) {
-    return MalformedReply();
-  }
-  const auto message = error["message"].get<std::string>();
-  if (error["code"] == "invalid_argument") return Status::InvalidArgument(message);
-  if (error["code"] == "unsupported") return Status::Unsupported(message);
-  return Status::Internal(message);
-}
-
-StatusOr<TokenizerReply> ReadReply(const json& map) {
-  if (const auto error = map.find("error"); error != map.end()) return ReadError(*error);
-  TokenizerReply reply;
-  const auto ids = map.find("ids");
-  const auto words = map.find("words");
-  if (ids == map.end() || !ReadIds(*ids, &reply.ids) || words == map.end() || !words->is_object()) {
-    return MalformedReply();
-  }
-  for (const auto& [name, list] : words->items()) {
-    if (!list.is_array()) return MalformedReply();
-    auto& target = reply.words[name];
-    target.resize(list.size());
-    for (size_t i = 0; i < list.size(); ++i) {
-      if (!ReadIds(list[i], &target[i])) return MalformedReply();
-    }
-  }
-  return reply;
-}
-
-json RequestMap(const TokenizerRequest& request) {
-  json map = {{"add_special_tokens", request.add_special_tokens}, {"words", request.words}};
-  if (request.text) map["text"] = *request.text;
-  if (!request.messages.is_null()) map["messages"] = request.messages;
-  if (!request.chat.is_null()) map["chat"] = request.chat;
-  if (request.allow_special) map["allow_special"] = *request.allow_special;
-  return map;
-}
 
 int64_t LeftMs(int64_t deadline_ns) {
   return std::max<int64_t>(0, (deadline_ns - MonotonicNs()) / 1000000);
@@ -139,7 +75,7 @@ StatusOr<TokenizerPool::Link> TokenizerPool::StartOne(TokenizerInfo* info) const
   json hello;
   auto link = ChildLink::Start(options, &hello);
   if (!link.ok()) return link.status();
-  StatusOr<TokenizerInfo> read = ReadHello(hello);
+  StatusOr<TokenizerInfo> read = ParseTokenizerHello(hello);
   if (!read.ok()) return read.status();
   *info = std::move(read).value();
   return link;
@@ -149,7 +85,7 @@ StatusOr<TokenizerReply> TokenizerPool::Tokenize(const TokenizerRequest& request
   if (request.text.has_value() == !request.messages.is_null()) {
     return Status::InvalidArgument("exactly one of text and messages must be given");
   }
-  const json map = RequestMap(request);
+  const json map = ToMap(request);
   const int64_t deadline_ns = DeadlineNs(config_.request_timeout_ms);
   const StatusOr<size_t> index = Take(deadline_ns);
   if (!index.ok()) return index.status();
@@ -164,7 +100,7 @@ StatusOr<TokenizerReply> TokenizerPool::Tokenize(const TokenizerRequest& request
   }
   GiveBack(*index);
   if (!reply.ok()) return reply.status();
-  return ReadReply(*reply);
+  return ParseTokenizerReply(*reply, request);
 }
 
 StatusOr<size_t> TokenizerPool::Take(int64_t deadline_ns) {

@@ -4,16 +4,15 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "executor/status.h"
 #include "worker_link/child_link.h"
+#include "worker_link/tokenizer_messages.h"
 #include "worker_link/wake_fd.h"
 
 namespace slipstream {
@@ -29,35 +28,6 @@ struct TokenizerPoolConfig {
   int64_t load_timeout_ms = 300000;
   int64_t request_timeout_ms = 60000;  // from the call of Tokenize, waiting for a process included
   LogSink log;                         // may be empty; called from any thread
-};
-
-struct TokenizerInfo {
-  int32_t vocab_size = 0;  // added tokens included
-  int32_t eos_id = -1;     // -1 = none; so below
-  int32_t pad_id = -1;     // the end id where the tokenizer has no padding token
-  int32_t bos_id = -1;
-  bool has_chat_template = false;
-  std::string token_table;  // msgpack for TokenTable::FromMsgpack; empty: not exportable
-};
-
-// Exactly one of `text` and `messages` is given.
-struct TokenizerRequest {
-  std::optional<std::string> text;
-  nlohmann::json messages;  // [{"role": ..., "content": ..., ...}, ...]
-  // Optional keys: tools, add_generation_prompt (default: unless continue_final_message),
-  // continue_final_message, template_kwargs.
-  nlohmann::json chat;
-  bool add_special_tokens = true;  // with `text`: what the tokenizer puts around a prompt
-  // Does text that spells a special token become one? Default: in `text` yes, as in
-  // `tokenizer(text)`; in messages no, only the template writes special tokens.
-  std::optional<bool> allow_special;
-  // Lists of words to tokenize, each on its own and without tokens around it.
-  std::map<std::string, std::vector<std::string>> words;
-};
-
-struct TokenizerReply {
-  std::vector<int32_t> ids;
-  std::map<std::string, std::vector<std::vector<int32_t>>> words;
 };
 
 // Tokenizer processes: HF tokenizers and chat templates, outside our process. Thread-safe.

@@ -31,7 +31,10 @@ json Answer(const json& request) {
     words[name] = json::array();
     for (const json& word : list) words[name].push_back(Ids(word.get<std::string>()));
   }
-  return {{"id", request.at("id")}, {"ids", Ids(request.at("text"))}, {"words", words}};
+  const bool is_text = request.contains("text");
+  const std::string prompt =
+      is_text ? request.at("text").get<std::string>() : request.at("messages").dump();
+  return {{"id", request.at("id")}, {"ids", Ids(prompt)}, {"words", words}};
 }
 
 }  // namespace

@@ -76,6 +76,22 @@ TEST_CASE("pipeline: text in, every answer of the llm out") {
   CheckClean({client});
 }
 
+TEST_CASE("pipeline: messages nested without end are refused, not followed") {
+  const auto llm = Llm("{}");
+  const auto pipeline = Pipeline();
+  const auto nested = [](size_t levels) {
+    const std::string value = std::string(levels, '[') + std::string(levels, ']');
+    return With(AskText("", 4), host::InStrings("messages", {1, 1}, {value}));
+  };
+  const std::string message =
+      ErrorOf(pipeline.get(), nested(2'000'000), TRITONSERVER_ERROR_INVALID_ARG);
+  CHECK(message ==
+        "MESSAGES (messages): must be a JSON array, but is nested deeper than 100 levels");
+  const auto client = Send(pipeline.get(), nested(50));
+  CHECK_FALSE(static_cast<bool>(client->WaitFinal().back().error));
+  CheckClean({client});
+}
+
 TEST_CASE("pipeline: errors name the field as the client knows it") {
   const auto llm = Llm("{}");
   const auto pipeline = Pipeline();
