@@ -63,4 +63,17 @@ size_t IncompleteUtf8Tail(std::string_view text) {
   return 0;
 }
 
+std::string ShownText(std::string_view text, size_t max_bytes) {
+  std::string shown;
+  while (!text.empty()) {
+    const Utf8Unit unit = NextUtf8(text);
+    const bool whole = unit.kind == Utf8Unit::kCharacter;
+    const std::string_view next = whole ? text.substr(0, unit.length) : kReplacementCharacter;
+    if (shown.size() + next.size() > max_bytes) return shown + "\xE2\x80\xA6";
+    shown += next;
+    text.remove_prefix(unit.length);
+  }
+  return shown;
+}
+
 }  // namespace slipstream

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace slipstream {
@@ -28,5 +29,9 @@ bool IsValidUtf8(std::string_view text);
 
 // Bytes at the end of `text` that begin a character without completing it: 0..3.
 size_t IncompleteUtf8Tail(std::string_view text);
+
+// `text` for a message: well-formed, ill-formed parts shown as U+FFFD, and cut between characters
+// where it is longer than `max_bytes`, which "…" tells (and adds to).
+std::string ShownText(std::string_view text, size_t max_bytes);
 
 }  // namespace slipstream

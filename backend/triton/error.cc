@@ -2,8 +2,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/error.h"
 
+#include <new>
+
+#include "executor/utf8.h"
+
 namespace slipstream::triton {
 namespace {
+
+// gRPC sends a message in a header, of which clients take 8 KiB by default, each byte that is not
+// ASCII as three; a longer one reaches them as an error of its own.
+constexpr size_t kMaxMessageBytes = 2000;
 
 TRITONSERVER_Error_Code CodeFor(StatusCode code) {
   switch (code) {
@@ -49,7 +57,12 @@ StatusCode CodeFor(TRITONSERVER_Error_Code code) {
 
 TRITONSERVER_Error* ToTritonError(const Status& status) {
   if (status.ok()) return nullptr;
-  return TRITONSERVER_ErrorNew(CodeFor(status.code()), status.message().c_str());
+  const TRITONSERVER_Error_Code code = CodeFor(status.code());
+  try {
+    return TRITONSERVER_ErrorNew(code, ShownText(status.message(), kMaxMessageBytes).c_str());
+  } catch (const std::bad_alloc&) {
+    return TRITONSERVER_ErrorNew(code, "out of memory");
+  }
 }
 
 Status FromTritonError(TRITONSERVER_Error* error) {
@@ -59,11 +72,22 @@ Status FromTritonError(TRITONSERVER_Error* error) {
   return status;
 }
 
-void LogMessage(TRITONSERVER_LogLevel level, const std::string& message) {
-  if (!TRITONSERVER_LogIsEnabled(level)) return;
-  const std::string line = "slipstream: " + message;
-  TRITONSERVER_Error* error = TRITONSERVER_LogMessage(level, __FILE__, __LINE__, line.c_str());
-  if (error != nullptr) TRITONSERVER_ErrorDelete(error);  // nowhere left to say it
+Status FromException(const char* doing, const std::exception& thrown) noexcept {
+  try {
+    return Status::Internal(std::string(doing) + ": " + thrown.what());
+  } catch (const std::bad_alloc&) {
+    return Status::Internal("out of memory");  // short enough for a string to take none
+  }
+}
+
+void LogMessage(TRITONSERVER_LogLevel level, std::string_view message) noexcept {
+  try {
+    if (!TRITONSERVER_LogIsEnabled(level)) return;
+    const std::string line = "slipstream: " + std::string(message);
+    TRITONSERVER_Error* error = TRITONSERVER_LogMessage(level, __FILE__, __LINE__, line.c_str());
+    if (error != nullptr) TRITONSERVER_ErrorDelete(error);  // nowhere left to say it
+  } catch (const std::bad_alloc&) {                         // nor memory to say it with
+  }
 }
 
 void LogIfError(TRITONSERVER_Error* error, const char* doing) {

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <mutex>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -164,13 +165,23 @@ void LlmService::Submit(LlmRequest request, std::unique_ptr<ResponseChannel> cha
   delivery_->Add(stream);
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto row = static_cast<int32_t>(i);
-    rows[i].context = std::make_shared<LlmContext>(stream, row);
-    const auto handle = executor_->Submit(std::move(rows[i]));
+    const auto handle = SubmitRow(stream, row, std::move(rows[i]));
     if (handle.ok()) {
       delivery_->SetHandle(stream, row, *handle);
     } else {
       delivery_->Fail(stream, row, handle.status());
     }
+  }
+}
+
+// Throws nothing: Delivery knows the stream by now and waits for an event of every row.
+StatusOr<RequestHandle> LlmService::SubmitRow(const std::shared_ptr<LlmStream>& stream, int32_t row,
+                                              RequestSpec&& spec) noexcept {
+  try {
+    spec.context = std::make_shared<LlmContext>(stream, row);
+    return executor_->Submit(std::move(spec));
+  } catch (const std::bad_alloc&) {
+    return Status::Unavailable("out of memory");
   }
 }
 

@@ -45,6 +45,8 @@ class LlmService final {
   void StartReporting(const ModelConfig& config);
   bool WithdrawAll(const ModelConfig& config) const;
   void Submit(LlmRequest request, std::unique_ptr<ResponseChannel> channel);
+  StatusOr<RequestHandle> SubmitRow(const std::shared_ptr<LlmStream>& stream, int32_t row,
+                                    RequestSpec&& spec) noexcept;
 
   const std::string name_;
   const LlmParameters parameters_;

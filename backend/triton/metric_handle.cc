@@ -40,6 +40,7 @@ StatusOr<Metric> Metric::Create(const MetricFamily& family, const MetricLabels& 
                                 const std::vector<double>& bounds) {
   std::vector<std::unique_ptr<TRITONSERVER_Parameter, DeleteParameter>> parameters;
   std::vector<const TRITONSERVER_Parameter*> raw;
+  parameters.reserve(labels.size());  // so that none that was made is lost while it grows
   for (const auto& [name, value] : labels) {
     parameters.emplace_back(
         TRITONSERVER_ParameterNew(name.c_str(), TRITONSERVER_PARAMETER_STRING, value.c_str()));

@@ -52,17 +52,27 @@ void Model::Execute(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request
   for (uint32_t i = 0; i < count; ++i) {
     auto stream = ResponseStream::Create(instance, requests[i]);
     if (!stream.ok()) {
-      LogError("a request is lost: " + stream.status().message());
+      LogError("a request is lost, because of what follows");
+      LogError(stream.status().message());
       continue;
     }
-    std::unique_ptr<ResponseStream> owned = std::move(stream).value();
-    Status status;
-    try {
-      status = Handle(&owned);
-    } catch (const std::exception& e) {
-      status = Status::Internal(std::string("handling a request: ") + e.what());
-    }
-    if (!status.ok() && owned != nullptr) owned->SendError(status, true);
+    ExecuteOne(std::move(stream).value());
+  }
+}
+
+// Throws nothing: the others of the batch, and those that were taken over, depend on it.
+void Model::ExecuteOne(std::unique_ptr<ResponseStream> stream) noexcept {
+  Status status;
+  try {
+    status = Handle(&stream);
+  } catch (const std::exception& e) {
+    status = FromException("handling a request", e);
+  }
+  if (status.ok() || stream == nullptr) return;
+  try {
+    stream->SendError(status, true);
+  } catch (const std::exception& e) {
+    LogError(e.what());  // the stream answers when it goes
   }
 }
 

@@ -40,6 +40,8 @@ class Model {
   virtual Status Handle(std::unique_ptr<ResponseStream>* stream) = 0;
 
  private:
+  void ExecuteOne(std::unique_ptr<ResponseStream> stream) noexcept;
+
   const ModelConfig config_;
 };
 

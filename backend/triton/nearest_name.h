@@ -25,9 +25,11 @@ inline size_t EditDistance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-// The candidate that takes the fewest edits; the first of equals, empty without candidates.
+// The candidate that takes the fewest edits; the first of equals, empty without candidates. Of a
+// name that is longer than any candidate only the beginning counts: it may have megabytes.
 inline std::string NearestName(std::string_view name,
                                const std::vector<std::string_view>& candidates) {
+  name = name.substr(0, 100);
   const auto nearest = std::min_element(candidates.begin(), candidates.end(),
                                         [&](std::string_view a, std::string_view b) {
                                           return EditDistance(name, a) < EditDistance(name, b);

@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "executor/utf8.h"
 #include "executor/word_list.h"
 #include "triton/field_reader.h"
 #include "triton/nearest_name.h"
@@ -18,6 +19,10 @@
 
 namespace slipstream::triton {
 namespace {
+
+constexpr size_t kMaxQuote = 100;  // bytes of a client's text in a message
+
+std::string Quoted(const std::string& text) { return "'" + ShownText(text, kMaxQuote) + "'"; }
 
 std::vector<int32_t> ReadPrompt(FieldReader* in) {
   std::vector<int32_t> ids = in->Int32Row("input_ids");
@@ -192,8 +197,8 @@ void ReadPriority(const RequestData& request, FieldReader* in, RequestSpec* spec
     char* end = nullptr;
     const long value = std::strtol(parameter->second.c_str(), &end, 10);
     if (parameter->second.empty() || *end != '\0' || value < 0 || value > 9) {
-      in->Fail(Status::InvalidArgument("priority: '" + parameter->second +
-                                       "' is not a whole number in 0 .. 9"));
+      in->Fail(Status::InvalidArgument("priority: " + Quoted(parameter->second) +
+                                       " is not a whole number in 0 .. 9"));
     }
     spec->priority = static_cast<int32_t>(value);
   }
@@ -208,8 +213,8 @@ uint64_t TimeoutUs(const RequestData& request, FieldReader* in) {
   char* end = nullptr;
   const long long value = std::strtoll(parameter->second.c_str(), &end, 10);
   if (parameter->second.empty() || *end != '\0' || value < 0) {
-    in->Fail(Status::InvalidArgument("timeout: '" + parameter->second +
-                                     "' is not a number of microseconds, at least 0"));
+    in->Fail(Status::InvalidArgument("timeout: " + Quoted(parameter->second) +
+                                     " is not a number of microseconds, at least 0"));
     return 0;
   }
   return static_cast<uint64_t>(value);
@@ -315,7 +320,8 @@ Status CheckParameterNames(const RequestData& request, const ReaderSettings& set
     for (const TensorRow& row : InputRows(settings.pipeline ? Role::kPipeline : Role::kLlm)) {
       names.emplace_back(row.name);
     }
-    return Status::InvalidArgument(name + ": neither an input nor a parameter of this model; the " +
+    return Status::InvalidArgument(ShownText(name, kMaxQuote) +
+                                   ": neither an input nor a parameter of this model; the " +
                                    "nearest is '" + std::string(NearestName(name, names)) + "'");
   }
   return Status::Ok();
@@ -328,11 +334,11 @@ Status CheckParameters(const RequestData& request, const ReaderSettings& setting
     return Status::Ok();
   }
   if (type->second == "context_only" || type->second == "generation_only") {
-    return Status::Unsupported("request_type: '" + type->second +
-                               "' is not supported (no support for disaggregated serving)");
+    return Status::Unsupported("request_type: " + Quoted(type->second) +
+                               " is not supported (no support for disaggregated serving)");
   }
-  return Status::InvalidArgument("request_type: '" + type->second +
-                                 "' is none of context_and_generation, context_only, "
+  return Status::InvalidArgument("request_type: " + Quoted(type->second) +
+                                 " is none of context_and_generation, context_only, "
                                  "generation_only");
 }
 

@@ -4,6 +4,8 @@
 
 #include <chrono>
 #include <cstring>
+#include <exception>
+#include <new>
 #include <string>
 
 #include "triton/error.h"
@@ -18,24 +20,29 @@ uint64_t MonotonicNs() {
 
 StatusOr<std::unique_ptr<ResponseStream>> ResponseStream::Create(
     TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request) {
-  TRITONBACKEND_ResponseFactory* factory = nullptr;
-  Status status = FromTritonError(TRITONBACKEND_ResponseFactoryNew(&factory, request));
-  if (!status.ok()) {
-    LogIfError(TRITONBACKEND_RequestRelease(request, TRITONSERVER_REQUEST_RELEASE_ALL),
-               "releasing a request");
-    return status;
-  }
-  return std::unique_ptr<ResponseStream>(new ResponseStream(instance, request, factory));
+  // Allocated first: once there is a factory, nothing is left to fail.
+  std::unique_ptr<ResponseStream> stream(new (std::nothrow) ResponseStream(instance, request));
+  Status status =
+      stream == nullptr
+          ? Status::Internal("out of memory")
+          : FromTritonError(TRITONBACKEND_ResponseFactoryNew(&stream->factory_, request));
+  if (status.ok()) return stream;
+  LogIfError(TRITONBACKEND_RequestRelease(request, TRITONSERVER_REQUEST_RELEASE_ALL),
+             "releasing a request");
+  return status;
 }
 
 ResponseStream::ResponseStream(TRITONBACKEND_ModelInstance* instance,
-                               TRITONBACKEND_Request* request,
-                               TRITONBACKEND_ResponseFactory* factory)
-    : instance_(instance), request_(request), factory_(factory), start_ns_(MonotonicNs()) {}
+                               TRITONBACKEND_Request* request)
+    : instance_(instance), request_(request), start_ns_(MonotonicNs()) {}
 
 ResponseStream::~ResponseStream() {
-  if (factory_ != nullptr) {
-    SendError(Status::Internal("the request ended without a final response"), true);
+  if (factory_ == nullptr) return;
+  // Memory may be what was missing, so the message is one that needs none.
+  try {
+    SendError(Status::Internal("no response"), true);
+  } catch (const std::exception&) {
+    SendResponse(nullptr, true, Status());
   }
 }
 

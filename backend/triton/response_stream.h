@@ -49,15 +49,14 @@ class ResponseStream final : public ResponseChannel {
   bool cancelled() override;
 
  private:
-  ResponseStream(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request,
-                 TRITONBACKEND_ResponseFactory* factory);
+  ResponseStream(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request);
   Status AddOutputs(TRITONBACKEND_Response* response, const std::vector<OutputTensor>& outputs);
   void SendResponse(TRITONBACKEND_Response* response, bool final, const Status& error);
   void Finish();
 
   TRITONBACKEND_ModelInstance* const instance_;
   TRITONBACKEND_Request* request_;
-  TRITONBACKEND_ResponseFactory* factory_;
+  TRITONBACKEND_ResponseFactory* factory_ = nullptr;  // null after the final response
   const uint64_t start_ns_;
   uint64_t compute_start_ns_ = 0;
   bool failed_ = false;

@@ -5,13 +5,25 @@
 #include <chrono>
 #include <stdexcept>
 
+#include "allocation_faults.h"
+
+using slipstream::FaultPause;
 namespace host = slipstream::triton::host;
 
 struct TRITONSERVER_Error {
   TRITONSERVER_Error_Code code;
   std::string message;
 };
-struct TRITONSERVER_Message {};
+struct TRITONSERVER_Message {
+  std::string json;
+};
+struct TRITONBACKEND_Model {
+  std::string json;
+  void* state = nullptr;
+};
+struct TRITONBACKEND_ModelInstance {
+  TRITONBACKEND_Model* model = nullptr;
+};
 struct TRITONBACKEND_Input {
   host::Output tensor;
 };
@@ -91,6 +103,12 @@ TRITONBACKEND_Request* NewRequest(const RequestSpec& spec, const std::shared_ptr
   return request;
 }
 
+LoadedModel::LoadedModel(const std::string& json)
+    : model_(std::make_unique<TRITONBACKEND_Model>(TRITONBACKEND_Model{json})),
+      instance_(std::make_unique<TRITONBACKEND_ModelInstance>(
+          TRITONBACKEND_ModelInstance{model_.get()})) {}
+LoadedModel::~LoadedModel() = default;
+
 Alive CountAlive() { return {g_requests, g_factories, g_responses, g_errors}; }
 
 }  // namespace slipstream::triton::host
@@ -98,10 +116,12 @@ Alive CountAlive() { return {g_requests, g_factories, g_responses, g_errors}; }
 extern "C" {
 
 TRITONSERVER_Error* TRITONSERVER_ErrorNew(TRITONSERVER_Error_Code code, const char* msg) {
+  const FaultPause pause;
   ++g_errors;
   return new TRITONSERVER_Error{code, msg};
 }
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error* error) {
+  const FaultPause pause;
   --g_errors;
   delete error;
 }
@@ -110,23 +130,58 @@ const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error* error) { return error-
 bool TRITONSERVER_LogIsEnabled(TRITONSERVER_LogLevel) { return false; }
 TRITONSERVER_Error* TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char*, const int,
                                             const char*) {
+  const FaultPause pause;
   return nullptr;
 }
-TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message*, const char**,
-                                                        size_t*) {
-  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED, "host double");
+TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message* message,
+                                                        const char** base, size_t* size) {
+  const FaultPause pause;
+  *base = message->json.data();
+  *size = message->json.size();
+  return nullptr;
 }
-TRITONSERVER_Error* TRITONSERVER_MessageDelete(TRITONSERVER_Message*) { return nullptr; }
+TRITONSERVER_Error* TRITONSERVER_MessageDelete(TRITONSERVER_Message* message) {
+  const FaultPause pause;
+  delete message;
+  return nullptr;
+}
 
-TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, const uint32_t,
-                                              TRITONSERVER_Message**) {
-  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED, "host double");
+TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor) {
+  const FaultPause pause;
+  *major = TRITONBACKEND_API_VERSION_MAJOR;
+  *minor = TRITONBACKEND_API_VERSION_MINOR;
+  return nullptr;
 }
-TRITONSERVER_Error* TRITONBACKEND_ModelServer(TRITONBACKEND_Model*, TRITONSERVER_Server**) {
-  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNSUPPORTED, "host double");
+TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model* model, const uint32_t,
+                                              TRITONSERVER_Message** message) {
+  const FaultPause pause;
+  *message = new TRITONSERVER_Message{model->json};
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ModelServer(TRITONBACKEND_Model*, TRITONSERVER_Server** server) {
+  const FaultPause pause;
+  *server = nullptr;  // as of one without model control
+  return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_ModelVersion(TRITONBACKEND_Model*, uint64_t* version) {
+  const FaultPause pause;
   *version = 1;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ModelState(TRITONBACKEND_Model* model, void** state) {
+  const FaultPause pause;
+  *state = model->state;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ModelSetState(TRITONBACKEND_Model* model, void* state) {
+  const FaultPause pause;
+  model->state = state;
+  return nullptr;
+}
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance* instance,
+                                                     TRITONBACKEND_Model** model) {
+  const FaultPause pause;
+  *model = instance->model;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(TRITONBACKEND_ModelInstance*,
@@ -134,6 +189,7 @@ TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(TRITONBACKEND_Mo
                                                                 const bool success, const uint64_t,
                                                                 const uint64_t, const uint64_t,
                                                                 const uint64_t) {
+  const FaultPause pause;
   ++(success ? request->client->reported_success : request->client->reported_failure);
   return nullptr;
 }
@@ -141,25 +197,30 @@ TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(TRITONBACKE
                                                                      const uint64_t, const uint64_t,
                                                                      const uint64_t, const uint64_t,
                                                                      const uint64_t) {
+  const FaultPause pause;
   return nullptr;
 }
 
 TRITONSERVER_Error* TRITONBACKEND_RequestId(TRITONBACKEND_Request* request, const char** id) {
+  const FaultPause pause;
   *id = request->spec.id.c_str();
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestIsCancelled(TRITONBACKEND_Request* request,
                                                      bool* is_cancelled) {
+  const FaultPause pause;
   *is_cancelled = request->client->cancelled;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_InferenceRequestTimeoutMicroseconds(
     TRITONBACKEND_Request* request, uint64_t* timeout) {
+  const FaultPause pause;
   *timeout = request->spec.timeout_us;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestParameterCount(TRITONBACKEND_Request* request,
                                                         uint32_t* count) {
+  const FaultPause pause;
   *count = static_cast<uint32_t>(request->spec.parameters.size());
   return nullptr;
 }
@@ -167,6 +228,7 @@ TRITONSERVER_Error* TRITONBACKEND_RequestParameter(TRITONBACKEND_Request* reques
                                                    const uint32_t index, const char** key,
                                                    TRITONSERVER_ParameterType* type,
                                                    const void** vvalue) {
+  const FaultPause pause;
   const auto entry = std::next(request->spec.parameters.begin(), index);
   *key = entry->first.c_str();
   *type = TRITONSERVER_PARAMETER_STRING;
@@ -175,27 +237,32 @@ TRITONSERVER_Error* TRITONBACKEND_RequestParameter(TRITONBACKEND_Request* reques
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request* request,
                                                     uint32_t* count) {
+  const FaultPause pause;
   *count = static_cast<uint32_t>(request->inputs.size());
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request* request,
                                                       const uint32_t index,
                                                       TRITONBACKEND_Input** input) {
+  const FaultPause pause;
   *input = request->inputs[index].get();
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request* request,
                                                      uint32_t* count) {
+  const FaultPause pause;
   *count = static_cast<uint32_t>(request->spec.outputs.size());
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request* request,
                                                     const uint32_t index,
                                                     const char** output_name) {
+  const FaultPause pause;
   *output_name = request->spec.outputs[index].c_str();
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request* request, uint32_t) {
+  const FaultPause pause;
   ++request->client->released;
   --g_requests;
   delete request;
@@ -205,6 +272,7 @@ TRITONSERVER_Error* TRITONBACKEND_InputProperties(TRITONBACKEND_Input* input, co
                                                   TRITONSERVER_DataType* datatype,
                                                   const int64_t** shape, uint32_t* dims_count,
                                                   uint64_t* byte_size, uint32_t* buffer_count) {
+  const FaultPause pause;
   *name = input->tensor.name.c_str();
   *datatype = input->tensor.dtype;
   *shape = input->tensor.shape.data();
@@ -218,6 +286,7 @@ TRITONSERVER_Error* TRITONBACKEND_InputBuffer(TRITONBACKEND_Input* input, const 
                                               const void** buffer, uint64_t* buffer_byte_size,
                                               TRITONSERVER_MemoryType* memory_type,
                                               int64_t* memory_type_id) {
+  const FaultPause pause;
   const std::string& data = input->tensor.data;
   const size_t cut = data.size() > 64 ? 13 : data.size();
   *buffer = data.data() + (index == 0 ? 0 : cut);
@@ -229,17 +298,20 @@ TRITONSERVER_Error* TRITONBACKEND_InputBuffer(TRITONBACKEND_Input* input, const 
 
 TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryNew(TRITONBACKEND_ResponseFactory** factory,
                                                      TRITONBACKEND_Request* request) {
+  const FaultPause pause;
   ++g_factories;
   *factory = new TRITONBACKEND_ResponseFactory{request->client};
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryDelete(TRITONBACKEND_ResponseFactory* factory) {
+  const FaultPause pause;
   --g_factories;
   delete factory;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_ResponseFactorySendFlags(TRITONBACKEND_ResponseFactory* factory,
                                                            const uint32_t send_flags) {
+  const FaultPause pause;
   host::Response response;
   response.flags_only = true;
   response.final = (send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL) != 0;
@@ -248,11 +320,13 @@ TRITONSERVER_Error* TRITONBACKEND_ResponseFactorySendFlags(TRITONBACKEND_Respons
 }
 TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory* factory,
                                                              bool* is_cancelled) {
+  const FaultPause pause;
   *is_cancelled = factory->client->cancelled;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_ResponseNewFromFactory(TRITONBACKEND_Response** response,
                                                          TRITONBACKEND_ResponseFactory* factory) {
+  const FaultPause pause;
   ++g_responses;
   *response = new TRITONBACKEND_Response{factory->client, {}};
   return nullptr;
@@ -261,6 +335,7 @@ TRITONSERVER_Error* TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response* respons
                                                  TRITONBACKEND_Output** output, const char* name,
                                                  const TRITONSERVER_DataType datatype,
                                                  const int64_t* shape, const uint32_t dims_count) {
+  const FaultPause pause;
   response->outputs.push_back(std::make_unique<TRITONBACKEND_Output>(
       TRITONBACKEND_Output{{name, datatype, {shape, shape + dims_count}, ""}}));
   *output = response->outputs.back().get();
@@ -270,6 +345,7 @@ TRITONSERVER_Error* TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output* output, voi
                                                const uint64_t buffer_byte_size,
                                                TRITONSERVER_MemoryType* memory_type,
                                                int64_t* memory_type_id) {
+  const FaultPause pause;
   output->tensor.data.resize(buffer_byte_size);
   *buffer = output->tensor.data.data();
   *memory_type = TRITONSERVER_MEMORY_CPU;
@@ -279,6 +355,7 @@ TRITONSERVER_Error* TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output* output, voi
 TRITONSERVER_Error* TRITONBACKEND_ResponseSend(TRITONBACKEND_Response* response,
                                                const uint32_t send_flags,
                                                TRITONSERVER_Error* error) {
+  const FaultPause pause;
   host::Response sent;
   sent.final = (send_flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL) != 0;
   for (const auto& output : response->outputs) sent.outputs.push_back(output->tensor);

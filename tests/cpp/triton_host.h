@@ -99,6 +99,20 @@ inline Output InStrings(const std::string& name, std::vector<int64_t> shape,
 // The request passes to the backend with Execute.
 TRITONBACKEND_Request* NewRequest(const RequestSpec& spec, const std::shared_ptr<Client>& client);
 
+// A model as the backend's API functions get it, and its instance. What the functions attach to it
+// is theirs.
+class LoadedModel {
+ public:
+  explicit LoadedModel(const std::string& json);  // its configuration
+  ~LoadedModel();
+  TRITONBACKEND_Model* model() { return model_.get(); }
+  TRITONBACKEND_ModelInstance* instance() { return instance_.get(); }
+
+ private:
+  const std::unique_ptr<TRITONBACKEND_Model> model_;
+  const std::unique_ptr<TRITONBACKEND_ModelInstance> instance_;
+};
+
 // Objects that exist now.
 struct Alive {
   int requests = 0;

@@ -1,5 +1,6 @@
 // SPDX-FileCopyrightText: Slipstream contributors
 // SPDX-License-Identifier: Apache-2.0
+#include "allocation_faults.h"
 #include "triton_host.h"
 
 struct TRITONSERVER_MetricArgs {};
@@ -61,12 +62,14 @@ void TRITONSERVER_ParameterDelete(TRITONSERVER_Parameter* parameter) { delete pa
 TRITONSERVER_Error* TRITONSERVER_MetricFamilyNew(TRITONSERVER_MetricFamily** family,
                                                  TRITONSERVER_MetricKind, const char* name,
                                                  const char*) {
+  const slipstream::FaultPause pause;
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
   ++g_families;
   *family = new TRITONSERVER_MetricFamily{name};
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricFamilyDelete(TRITONSERVER_MetricFamily* family) {
+  const slipstream::FaultPause pause;
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
   if (family->metrics > 0) {
     return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "metrics of the family are alive");
@@ -76,14 +79,17 @@ TRITONSERVER_Error* TRITONSERVER_MetricFamilyDelete(TRITONSERVER_MetricFamily* f
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricArgsNew(TRITONSERVER_MetricArgs** args) {
+  const slipstream::FaultPause pause;
   *args = new TRITONSERVER_MetricArgs();
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricArgsSetHistogram(TRITONSERVER_MetricArgs*, const double*,
                                                         const uint64_t) {
+  const slipstream::FaultPause pause;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricArgsDelete(TRITONSERVER_MetricArgs* args) {
+  const slipstream::FaultPause pause;
   delete args;
   return nullptr;
 }
@@ -92,6 +98,7 @@ TRITONSERVER_Error* TRITONSERVER_MetricNewWithArgs(TRITONSERVER_Metric** metric,
                                                    const TRITONSERVER_Parameter** labels,
                                                    const uint64_t label_count,
                                                    const TRITONSERVER_MetricArgs*) {
+  const slipstream::FaultPause pause;
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
   std::string sample = labels[0]->value + "/" + family->name;
   for (uint64_t i = 2; i < label_count; ++i) {  // after model and version
@@ -106,6 +113,7 @@ TRITONSERVER_Error* TRITONSERVER_MetricNewWithArgs(TRITONSERVER_Metric** metric,
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricDelete(TRITONSERVER_Metric* metric) {
+  const slipstream::FaultPause pause;
   const std::lock_guard<std::mutex> lock(g_metrics_mutex);
   --g_metrics;
   --metric->family->metrics;
@@ -115,14 +123,17 @@ TRITONSERVER_Error* TRITONSERVER_MetricDelete(TRITONSERVER_Metric* metric) {
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricIncrement(TRITONSERVER_Metric* metric, double value) {
+  const slipstream::FaultPause pause;
   Add(metric, "", value, false);
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricSet(TRITONSERVER_Metric* metric, double value) {
+  const slipstream::FaultPause pause;
   Add(metric, "", value, true);
   return nullptr;
 }
 TRITONSERVER_Error* TRITONSERVER_MetricObserve(TRITONSERVER_Metric* metric, double value) {
+  const slipstream::FaultPause pause;
   Add(metric, "_count", 1, false);
   Add(metric, "_sum", value, false);
   return nullptr;

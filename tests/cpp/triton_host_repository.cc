@@ -3,6 +3,7 @@
 #include <chrono>
 #include <stdexcept>
 
+#include "allocation_faults.h"
 #include "triton/error.h"
 #include "triton/model.h"
 #include "triton_host.h"
@@ -55,6 +56,7 @@ std::vector<std::string> Repository::WaitCalls(size_t count) {
 extern "C" {
 
 TRITONSERVER_Error* TRITONSERVER_ServerUnloadModel(TRITONSERVER_Server* server, const char* name) {
+  const slipstream::FaultPause pause;
   if (server == nullptr) return triton::host::Refuse();
   server->Note(std::string("unload ") + name);
   return nullptr;
@@ -62,6 +64,7 @@ TRITONSERVER_Error* TRITONSERVER_ServerUnloadModel(TRITONSERVER_Server* server, 
 TRITONSERVER_Error* TRITONSERVER_ServerLoadModelWithParameters(
     TRITONSERVER_Server* server, const char* name, const TRITONSERVER_Parameter** parameters,
     const uint64_t count) {
+  const slipstream::FaultPause pause;
   if (server == nullptr) return triton::host::Refuse();
   if (count != 1 || parameters[0]->name != "config") {
     throw std::logic_error("a load takes one parameter, config");

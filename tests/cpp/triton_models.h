@@ -12,28 +12,12 @@
 #include "triton/model.h"
 #include "triton/parameters.h"
 #include "triton/tensor_table.h"
+#include "triton_declared.h"
 #include "triton_host.h"
 
 // Models of the backend on the host double, and requests to them.
 
 namespace slipstream::triton {
-
-// A configuration with every tensor that the role knows, batched and decoupled.
-inline ModelConfig Declared(Role role, const std::string& name) {
-  ModelConfig config;
-  config.name = name;
-  config.batched = true;
-  config.decoupled = true;
-  for (const TensorRow& row : InputRows(role)) {
-    const bool any = row.dtype == TRITONSERVER_TYPE_INVALID;
-    config.inputs.push_back({row.name, any ? "FP16" : DataTypeName(row.dtype)});
-  }
-  for (const TensorRow& row : OutputRows(role)) {
-    const bool any = row.dtype == TRITONSERVER_TYPE_INVALID;
-    config.outputs.push_back({row.name, any ? "FP32" : DataTypeName(row.dtype)});
-  }
-  return config;
-}
 
 inline std::unique_ptr<Model> Llm(const std::string& scripted, bool decoupled = true,
                                   ParameterMap more = {}, TRITONSERVER_Server* server = nullptr) {

@@ -75,6 +75,28 @@ def test_exports_are_the_entry_points() -> None:
     }
 
 
+def test_every_entry_point_is_guarded() -> None:
+    """No exception crosses the C boundary: a body is one Guarded call, or returns null at once."""
+    _, exported = declared()
+    text = (ROOT / "backend" / "triton" / "api.cc").read_text()
+    text = re.sub(r"//[^\n]*", "", text)
+    inside = text[text.index('extern "C" {') : text.rindex("}")]
+    functions = re.findall(
+        r"^TRITONSERVER_Error\* (TRITONBACKEND_\w+)\([^)]*\) \{(.*?)\}(?:\n(?=\S|\Z)|\n\n)",
+        inside,
+        re.M | re.S,
+    )
+    bodies = {name: body.strip() for name, body in functions}
+    assert bodies.keys() == exported
+    for name, body in bodies.items():
+        # One statement: what it begins with is what it ends with.
+        statement = r"return Guarded\(__func__, \[[=\w]*\] \{\n(    [^\n]*\n|\n)*  \}\);"
+        assert body == "return nullptr;" or re.fullmatch(statement, body), (name, body)
+    guard = (ROOT / "backend" / "triton" / "error.h").read_text()
+    assert re.search(r"TRITONSERVER_Error\* Guarded\([^)]*\) noexcept \{\n  try \{", guard)
+    assert "} catch (...) {" in guard
+
+
 def built_backends() -> list[Path]:
     """Every libtriton_slipstream.so of this checkout's builds."""
     places = ("build/**", "slipstream/backends/**")
