@@ -167,7 +167,9 @@ Status Request::CompileStops() {
   }
   if (!spec_.stop_strings.empty()) {
     auto strings = StopStrings::Create(spec_.stop_strings, spec_.include_stop);
-    if (!strings.ok()) return strings.status();
+    if (!strings.ok()) {
+      return Status(strings.status().code(), "stop_strings: " + strings.status().message());
+    }
     stop_strings_ = std::move(*strings);
   }
   return Status::Ok();

@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 
+#include "executor/utf8.h"
 #include "triton/field_reader.h"
 #include "triton/process_factory.h"
 #include "worker_link/bounded_json.h"
@@ -18,6 +19,17 @@ namespace {
 constexpr char kStop[] = "stop";
 constexpr char kBad[] = "bad";
 constexpr char kBias[] = "bias";
+
+// Words of a list, which must be text.
+std::vector<std::string> ReadWords(FieldReader* in, const char* name) {
+  std::vector<std::string> words = in->StringRow(name);
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (IsValidUtf8(words[i])) continue;
+    in->Fail(Status::InvalidArgument(std::string(name) + ": entry " + std::to_string(i) +
+                                     " is not valid UTF-8"));
+  }
+  return words;
+}
 
 std::vector<std::string> WithoutEmpty(std::vector<std::string> words) {
   words.erase(std::remove(words.begin(), words.end(), ""), words.end());
@@ -45,6 +57,9 @@ void ReadText(FieldReader* in, TokenizerRequest* request) {
           "QUERY (text_input): missing; give it, or a conversation in MESSAGES (messages)"));
       return;
     }
+    if (!IsValidUtf8(*query)) {
+      in->Fail(Status::InvalidArgument("QUERY (text_input): is not valid UTF-8"));
+    }
     request->text = *query;
     if (!chat.empty()) {
       in->Fail(Status::InvalidArgument(
@@ -64,7 +79,7 @@ void ReadText(FieldReader* in, TokenizerRequest* request) {
 
 // Words to bias; `weights` gets one per word that is not empty.
 std::vector<std::string> ReadBiasWords(FieldReader* in, std::vector<float>* weights) {
-  const std::vector<std::string> words = in->StringRow("EMBEDDING_BIAS_WORDS");
+  const std::vector<std::string> words = ReadWords(in, "EMBEDDING_BIAS_WORDS");
   const std::vector<float> given = in->FloatRow("EMBEDDING_BIAS_WEIGHTS");
   std::vector<std::string> result;
   if (words.size() != given.size()) {
@@ -115,8 +130,8 @@ StatusOr<TokenizedRow> PromptTokenizer::Tokenize(const RequestData& request, int
   ask.add_special_tokens = add_special_tokens_;
   ask.allow_special = allow_special_;
   std::vector<float> weights;
-  ask.words[kStop] = WithoutEmpty(in.StringRow("STOP_WORDS_DICT"));
-  ask.words[kBad] = WithoutEmpty(in.StringRow("BAD_WORDS_DICT"));
+  ask.words[kStop] = WithoutEmpty(ReadWords(&in, "STOP_WORDS_DICT"));
+  ask.words[kBad] = WithoutEmpty(ReadWords(&in, "BAD_WORDS_DICT"));
   ask.words[kBias] = ReadBiasWords(&in, &weights);
   TokenizedRow result;
   in.Set("REQUEST_OUTPUT_LEN", &result.output_len);

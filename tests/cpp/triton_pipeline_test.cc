@@ -104,6 +104,9 @@ TEST_CASE("pipeline: errors name the field as the client knows it") {
   const auto good = [] { return AskText("fox", 4); };
   CHECK(invalid(With(good(), host::In<int32_t>("top_k", {1, 1}, {-1})))
             .find("runtime_top_k (top_k): -1") == 0);
+  CHECK(invalid(AskText("fox\xFF", 4)) == "QUERY (text_input): is not valid UTF-8");
+  CHECK(invalid(With(good(), host::InStrings("bad_words", {1, 2}, {"a", "\xFF"}))) ==
+        "BAD_WORDS_DICT (bad_words): entry 1 is not valid UTF-8");
   CHECK(invalid(AskText("fox", 0)).find("request_output_len (max_tokens): 0") == 0);
   CHECK(invalid(AskText("", 4)) == "QUERY (text_input): has no tokens; at least 1 is needed");
   CHECK(unsupported(With(good(), host::In<float>("length_penalty", {1, 1}, {0.5f})))

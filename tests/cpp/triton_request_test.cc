@@ -72,6 +72,19 @@ TEST_CASE("request: the plain one") {
   CHECK(request->plan.prompts == std::vector<std::vector<int32_t>>{{5, 6, 7}});
 }
 
+TEST_CASE("request: a stop string that is no text is refused by the field's name") {
+  RequestSpec spec;
+  spec.prompt = {1};
+  spec.max_new_tokens = 1;
+  spec.stop_strings = {"END", "\xFF"};
+  RequestLimits limits;
+  limits.vocab_size = 10;
+  limits.max_seq_len = limits.kv_capacity_tokens = 10;
+  limits.has_token_table = true;
+  CHECK(Request::Create(spec, limits).status().message() ==
+        "stop_strings: stop string 1 is not valid UTF-8");
+}
+
 TEST_CASE("request: when sampling is random") {
   CHECK(Sampling([](auto& b) { b.Float("temperature", 0.0f); }).temperature == 0.0f);
   CHECK(Sampling([](auto& b) { b.Float("temperature", 0.7f); }).temperature == 0.7f);
