@@ -44,6 +44,10 @@ class LogitRows:
     @classmethod
     def of(cls, num_tokens: IntArray, flags: npt.NDArray[np.uint32]) -> LogitRows:
         samples = (flags & SeqFlag.SAMPLE) != 0
+        if samples.all() and num_tokens.max(initial=0) == 1:  # one row each, whatever else it wants
+            each = np.arange(samples.size)
+            context = ((flags & SeqFlag.CONTEXT_LOGITS) != 0).astype(np.int64)
+            return cls(each, each, each, context, each)
         context = np.where(flags & SeqFlag.CONTEXT_LOGITS, num_tokens, 0)
         counts = np.where(context, context, samples)
         ends = np.cumsum(counts)
