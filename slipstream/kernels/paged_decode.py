@@ -116,6 +116,10 @@ def decode_attention(
     out, or -1, which does nothing. slots: int32 ``[n]``, its row of block_tables. positions: int32
     ``[tokens]``. out: ``[tokens, heads * head_dim]``; only ``rows`` are written. sinks:
     ``[heads]``. mask_kind, mask_size, soft_cap: see ScoreSpec. Reads nothing on the host.
+
+    rows, slots, positions and block_tables must have been written before a kernel that is not
+    launched as a dependent one (see ``overlap``): those are read while the kernel before still
+    runs.
     """
     check_layout(q, pool, out)
     kv_heads, head_dim = pool.shape[2], pool.shape[4]
@@ -181,22 +185,24 @@ def _decode(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    await_inputs(PDL)
+    # Where things are is known since the step began (see ``decode_attention``), so these reads,
+    # each of which needs the one before, are over when the queries and the last keys are there.
     index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(rows + index)
-    if row < 0:
-        return
-    end = tl.load(positions + row) + 1
+    slot = tl.load(slots + index)
+    end = tl.load(positions + tl.maximum(row, 0)) + 1
     begin = first_visible(end - 1, MASK, MASK_SIZE)
     first = begin // TILE
     tiles = tl.cdiv(end, TILE) - first
     worth = tl.maximum(tiles // least_tiles, free_parts)
     working = tl.minimum(tl.minimum(tiles, tl.num_programs(2)), worth)
-    if split >= working:
-        return
-    table = block_tables + tl.load(slots + index).to(tl.int64) * table_stride
+    table = block_tables + tl.maximum(slot, 0).to(tl.int64) * table_stride
     from_tile = first + split * tiles // working
     to_tile = first + (split + 1) * tiles // working
+    blocks = load_blocks(table, from_tile * TILE, end, TILE, PER_BLOCK)
+    await_inputs(PDL)
+    if row < 0 or split >= working:
+        return
 
     member, dim = tl.arange(0, ROWS), tl.arange(0, DIM)
     head = kv_head * GROUP + member
@@ -210,7 +216,6 @@ def _decode(
         total = tl.exp2(sink * LOG2E - maximum)
     summed = tl.zeros([ROWS, DIM], tl.float32)
 
-    blocks = load_blocks(table, from_tile * TILE, end, TILE, PER_BLOCK)
     for tile in range(from_tile, to_tile):
         position = tile * TILE
         seen = position + tl.arange(0, TILE)
