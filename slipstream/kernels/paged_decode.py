@@ -189,14 +189,14 @@ def _decode(
     # each of which needs the one before, are over when the queries and the last keys are there.
     index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(rows + index)
-    slot = tl.load(slots + index)
+    slot = tl.where(row < 0, 0, tl.load(slots + index))  # of padding it may be anything
     end = tl.load(positions + tl.maximum(row, 0)) + 1
     begin = first_visible(end - 1, MASK, MASK_SIZE)
     first = begin // TILE
     tiles = tl.cdiv(end, TILE) - first
     worth = tl.maximum(tiles // least_tiles, free_parts)
     working = tl.minimum(tl.minimum(tiles, tl.num_programs(2)), worth)
-    table = block_tables + tl.maximum(slot, 0).to(tl.int64) * table_stride
+    table = block_tables + slot.to(tl.int64) * table_stride
     from_tile = first + split * tiles // working
     to_tile = first + (split + 1) * tiles // working
     blocks = load_blocks(table, from_tile * TILE, end, TILE, PER_BLOCK)

@@ -35,9 +35,12 @@ from slipstream.worker.staging import DeviceStep, HostStep, Staging, StepShape
 Progress = Callable[[float, str], None]
 
 _DEPTH = 4  # steps whose buffers are kept apart; at most two are in flight
+# What exceeds a round number of tokens by a few, such as prompts and the sequences that decode beside
+# them, must not be computed as the next one: a thousand tokens more take as long as five steps.
+_ROUND_TOKENS = (*range(1024, 4096, 512), *range(4096, 8193, 1024))
 _MIXED_TOKENS = (
-    *(64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048),
-    *(2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192),
+    *(64, 96, 128, 192, 256, 384, 512, 640, 768),
+    *(tokens + more for tokens in _ROUND_TOKENS for more in (0, 64)),
 )
 _MORE_TILES = 64  # of a mixed graph, beyond what its tokens fill: as many prompts may end midway
 _FEW_SAMPLES = 32  # in mixed graphs: rows of logits cost as much as tokens

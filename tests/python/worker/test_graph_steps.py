@@ -74,6 +74,18 @@ def test_a_mixed_step_takes_the_smallest_graph_that_holds_it() -> None:
     assert fitting([], step) == step
 
 
+def test_a_few_tokens_more_than_a_round_number_waste_little() -> None:
+    pytest.importorskip("triton")
+    from slipstream.worker.graph_runner import _MIXED_TOKENS, fitting
+
+    assert list(_MIXED_TOKENS) == sorted(set(_MIXED_TOKENS))
+    graphs = [StepShape(tokens, tokens, 500, 32) for tokens in _MIXED_TOKENS]
+    for prompts in (1, 2, 3, 4, 5, 6, 7):
+        for decodes in (0, 1, 64):
+            step = StepShape(1024 * prompts + decodes, decodes, 100, 8)
+            assert fitting(graphs, step).tokens - step.tokens < 64
+
+
 def test_tiles_cover_every_chunk_once() -> None:
     pytest.importorskip("triton")
     from slipstream.worker.graph_runner import Tiles
