@@ -7,19 +7,23 @@
 
 N clients, each sending its next request when the last one has ended: a prompt of ``--prompt``
 tokens, ``--new`` new ones, streamed, no reuse of prefixes, random weights. Tokens per second are
-counted in a window after a warm-up, by the Executor; the time to a first token by the client, from
-the moment when it sent the request. In this process the client is one thread on the Executor's
-events. Paths through tritonserver: `llm` with token ids, and `ensemble` with text.
+counted in a window after a warm-up, by the Executor. In this process the client is one thread on
+the Executor's events. Paths through tritonserver: `llm` with token ids, and `ensemble` with text.
+
+Beside them one more client sends probes, one after the other: the time to their first token as this
+client sees it, less what the Executor's own times of the same request say, is what the way through
+tritonserver, there and back, adds to the time to a first token. The number of probes is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -31,6 +35,7 @@ from typing import Any
 import numpy as np
 from gpu import MODELS, random_prompts
 from triton_path import HOST, ROOT, request_data, tensor
+from tritonclient import grpc
 
 from slipstream import SamplingParams, _core
 from slipstream.config import load_config
@@ -43,7 +48,7 @@ from slipstream.server import (
     find_tritonserver,
 )
 
-MAX_NUM_SEQS = 256
+MAX_NUM_SEQS = 257  # with the probe
 WORKER = {
     "load_format": "dummy",
     "device": "cuda",
@@ -61,9 +66,9 @@ class Run:
     path: str
     streams: int
     tokens_per_s: float
-    first_p50_ms: float
-    first_p99_ms: float
-    requests: int
+    added_p50_ms: float = 0.0
+    added_p99_ms: float = 0.0
+    probes: int = 0
 
 
 def make_checkpoint(folder: Path, values: dict[str, Any]) -> None:
@@ -82,15 +87,6 @@ def make_checkpoint(folder: Path, values: dict[str, Any]) -> None:
     )
 
 
-def first_token_run(
-    path: str, streams: int, tokens: float, seconds: float, firsts: list[float]
-) -> Run:
-    ordered = sorted(firsts)
-    p99 = ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)]
-    median = statistics.median(ordered)
-    return Run(path, streams, tokens / seconds, median * 1e3, p99 * 1e3, len(ordered))
-
-
 class InProcess:
     """The Executor with its worker, driven by this thread."""
 
@@ -104,47 +100,29 @@ class InProcess:
 
     def run(self, prompt: list[int], new: int, streams: int, warm_up: float, seconds: float) -> Run:
         fields = SamplingParams(max_tokens=new, ignore_eos=True).request_fields([])
-        sent: dict[int, float] = {}
-        firsts: list[float] = []
-        next_ticket = iter(range(1, 1 << 60))
 
         def submit() -> None:
-            ticket = next(next_ticket)
-            sent[ticket] = time.monotonic()
-            self._executor.submit(ticket, prompt=prompt, streaming=True, return_text=True, **fields)
+            self._executor.submit(1, prompt=prompt, streaming=True, return_text=True, **fields)
 
         for _ in range(streams):
             submit()
         begin = time.monotonic() + warm_up
-        waiting_for_first = set(sent)
-        counted: float | None = None
-        counted_at = tokens = elapsed = 0.0
+        at: list[tuple[float, float]] = []  # tokens and time, at both ends of the window
         running = streams
         while running:
             events = self._executor.wait_events(0.05)
             now = time.monotonic()
-            if counted is None and now >= begin:
-                counted, counted_at = self._generated(), now
-            ending = now >= begin + seconds
-            if ending and not elapsed and counted is not None:
-                tokens, elapsed = self._generated() - counted, now - counted_at
+            if now >= begin + len(at) * seconds and len(at) < 2:
+                at.append((float(self._executor.metrics()["generated_tokens"]), now))
             for event in events:
-                ticket = event["ticket"]
-                if ticket in waiting_for_first:
-                    waiting_for_first.discard(ticket)
-                    if sent[ticket] >= begin and not ending:
-                        firsts.append(now - sent[ticket])
-                if event["request_done"]:
-                    assert event["reason"] == "length", event
-                    if ending:
-                        running -= 1
-                        continue
+                if not event["request_done"]:
+                    continue
+                assert event["reason"] == "length", event
+                if len(at) < 2:
                     submit()
-                    waiting_for_first.add(max(sent))
-        return first_token_run("in process", streams, tokens, elapsed, firsts)
-
-    def _generated(self) -> float:
-        return float(self._executor.metrics()["generated_tokens"])
+                else:
+                    running -= 1
+        return Run("in process", streams, (at[1][0] - at[0][0]) / (at[1][1] - at[0][1]))
 
     def close(self) -> None:
         self._executor.shutdown(drain=False)
@@ -181,13 +159,24 @@ class Server:
         )
         assert process.stdout is not None, "stdout is a pipe"
         at: dict[str, tuple[float, float]] = {}
+        probe = Probe(self._ports.grpc, path)
         for line in process.stdout:
-            at[line.split()[0]] = (self._generated(), time.monotonic())
+            word = line.split()[0]
+            at[word] = (self._generated(), time.monotonic())
+            if word == "begin":
+                probe.start()
+            elif word == "end":
+                probe.stop()
         assert process.wait() == 0
-        tokens = at["end"][0] - at["begin"][0]
-        elapsed = at["end"][1] - at["begin"][1]
-        firsts = first_tokens(np.fromfile(record, np.uint64), at["begin"][1], at["end"][1])
-        return first_token_run(path, streams, tokens, elapsed, firsts)
+        added = np.array(probe.added_ms)
+        return Run(
+            path,
+            streams,
+            (at["end"][0] - at["begin"][0]) / (at["end"][1] - at["begin"][1]),
+            float(np.percentile(added, 50)),
+            float(np.percentile(added, 99)),
+            added.size,
+        )
 
     def _generated(self) -> float:
         with urllib.request.urlopen(f"http://{HOST}:{self._ports.metrics}/metrics") as response:
@@ -197,25 +186,56 @@ class Server:
         return 0.0
 
 
-def first_tokens(records: np.ndarray, begin: float, end: float) -> list[float]:
-    """Seconds from each request's sending, which follows the final response of the one before, to
-    its first response, of requests sent and answered between the two times."""
-    found: list[float] = []
-    sent: dict[int, float] = {}
-    for record in np.sort(records).tolist():
-        now, stream, final = (record >> 16) / 1e9, (record >> 1) & 0x7FFF, record & 1
-        if final:
-            sent[stream] = now
-        elif stream in sent:
-            since = sent.pop(stream)
-            if since >= begin and now <= end:
-                found.append(now - since)
-    return found
+class Probe:
+    """Requests of one token, one after the other over one gRPC stream, until it is stopped."""
+
+    def __init__(self, port: int, path: str) -> None:
+        self.added_ms: list[float] = []
+        self._path = path
+        self._client = grpc.InferenceServerClient(f"{HOST}:{port}")
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._client.stop_stream()
+        self._client.close()
+
+    def _run(self) -> None:
+        inputs = [tensor("return_perf_metrics", [True], "BOOL")]
+        if self._path == "llm":
+            inputs += [
+                tensor("input_ids", range(300, 332), "INT32"),
+                tensor("input_lengths", [32], "INT32"),
+                tensor("request_output_len", [1], "INT32"),
+            ]
+        else:
+            inputs += [
+                tensor("text_input", [b"a probe of thirty-two characters"], "BYTES"),
+                tensor("max_tokens", [1], "INT32"),
+            ]
+        while not self._stopped.is_set():
+            start = time.monotonic()
+            self._client.async_stream_infer(self._path, inputs)
+            result, error = self._answers.get()
+            whole = time.monotonic() - start
+            if error is not None:
+                raise RuntimeError(f"probe: {error}")
+            arrival, first = (
+                int(result.as_numpy(name).flat[0])
+                for name in ("arrival_time_ns", "first_token_time_ns")
+            )
+            self.added_ms.append(whole * 1e3 - (first - arrival) / 1e6)
 
 
 def requests_of(prompt: list[int], new: int) -> dict[str, bytes]:
     """A serialized request for each path through tritonserver."""
-    common = [tensor("return_perf_metrics", [False], "BOOL")]
     ids = [
         tensor("input_ids", prompt, "INT32"),
         tensor("input_lengths", [len(prompt)], "INT32"),
@@ -231,8 +251,8 @@ def requests_of(prompt: list[int], new: int) -> dict[str, bytes]:
         tensor("stream", [True], "BOOL"),
     ]
     return {
-        "llm": request_data("llm", ids + common),
-        "ensemble": request_data("ensemble", words + common),
+        "llm": request_data("llm", ids),
+        "ensemble": request_data("ensemble", words),
     }
 
 
@@ -259,8 +279,8 @@ def measured(model: str, options: argparse.Namespace) -> list[Run]:
             runs.append(run)
             print(
                 f"{model} {run.path:10} {run.streams:4d} streams: {run.tokens_per_s:9,.0f} "
-                f"tokens/s, first token p50 {run.first_p50_ms:7.1f} p99 {run.first_p99_ms:7.1f} "
-                f"ms ({run.requests} requests)",
+                f"tokens/s, added to a first token: p50 {run.added_p50_ms:6.2f} p99 "
+                f"{run.added_p99_ms:6.2f} ms of {run.probes}",
                 flush=True,
             )
 
