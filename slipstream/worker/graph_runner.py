@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.kv_scale import KvScale
 from slipstream.attention.paged_triton import DeviceBatch, PagedTriton
 from slipstream.kernels.argmax import greedy
 from slipstream.kernels.sampling import draw_rows
@@ -62,9 +63,15 @@ class GraphRunner(ModelRunner):
         max_num_seqs: int,
         max_seq_len: int,
         max_num_tokens: int,
+        kv_scales: Sequence[KvScale] | None = None,
     ) -> None:
         super().__init__(
-            decoder, groups, caches, max_num_seqs=max_num_seqs, max_seq_len=max_seq_len
+            decoder,
+            groups,
+            caches,
+            max_num_seqs=max_num_seqs,
+            max_seq_len=max_seq_len,
+            kv_scales=kv_scales,
         )
         spec, device = decoder.spec, decoder.device
         layers = [group.layers for group in self.groups]
@@ -75,6 +82,7 @@ class GraphRunner(ModelRunner):
             spec.scores,
             max_decodes=max_num_seqs,
             max_positions=max_seq_len,
+            scales=kv_scales,
         )
         self._max_num_tokens = max_num_tokens
         self._per_block = self.caches[0].shape.tokens_per_block
