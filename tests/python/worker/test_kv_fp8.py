@@ -17,18 +17,23 @@ from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from worker_checkpoints import VOCAB, Reference
-from worker_testing import Driver, config, load_runner, logits_of
+from worker_testing import DEVICE, Driver, config, logits_of
 
 from slipstream.attention.kv_scale import FP8, KvScale
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.selection import load_served
-from slipstream.worker.config import ConfigError
+from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.frames import SeqFlag
 from slipstream.worker.kv_precision import choose_kv_precision, refuse_capability
 from slipstream.worker.startup import hello, load_model, make_runner
 
 PROMPT = np.random.default_rng(0).integers(3, VOCAB, 90).tolist()
 LAYERS = 3
+# Of float32, in the errors of whole rows; a GPU sums in another order than torch on a CPU.
+ROUNDING = 5e-6 if DEVICE == "cpu" else 2e-5
+# A key in the middle between two e4m3 values may fall to either side of it when sums come in
+# another order. That is rare, and every later row moves by less than this.
+FLIPPED = 5e-3
 SCALES = tuple(KvScale(0.02 * (layer + 1), 0.3 / (layer + 1)) for layer in range(LAYERS))
 # The spellings that checkpoints have, each of which is both scales of a layer.
 SPELLINGS = {
@@ -77,8 +82,12 @@ def logits(runner, prompt: list[int], chunk: int = 1 << 30) -> torch.Tensor:
 
 def runner_of(path: Path, **overrides: object):
     """A runner with the checkpoint's own scales, as a worker starts it."""
-    loaded = load_model(config(path, token_table=False, **overrides), lambda done, what: None)
-    return loaded.runner
+    return load_model(settings(path, **overrides), lambda done, what: None).runner
+
+
+def settings(path: Path, **overrides: object) -> WorkerConfig:
+    fixed = {"device": DEVICE, "token_table": False, "cuda_graphs": False}
+    return config(path, **{**fixed, **overrides})
 
 
 @contextmanager
@@ -107,6 +116,12 @@ def errors(ours: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (ours - reference).norm(dim=1) / reference.norm(dim=1)
 
 
+def assert_rounding_alone(found: torch.Tensor) -> None:
+    """Rows with few tokens before them have seen no flipped key."""
+    assert found[:8].max() < ROUNDING
+    assert found.max() < FLIPPED
+
+
 @pytest.mark.parametrize("impl", ["native", "transformers"])
 @pytest.mark.parametrize("own", [False, True], ids=["scales-of-1", "scales"])
 def test_logits_are_those_of_rounded_keys_and_values(
@@ -119,22 +134,32 @@ def test_logits_are_those_of_rounded_keys_and_values(
     with rounding(reference.model, scales):
         expected = reference.logits(PROMPT)
     found = errors(logits(runner, PROMPT), expected)
-    # A key that float32 puts on the other side of the middle between two e4m3 values moves by one
-    # of them; that is rare, and everything else agrees to float32's last places.
-    assert found.median() < 2e-6
-    assert found.max() < 5e-3
+    assert_rounding_alone(found)
     # What rounding costs on random weights: their attention is sharper than a trained model's.
     unrounded = errors(expected, reference.logits(PROMPT))
     assert 1e-3 < unrounded.median() < 0.1
     assert found.max() < unrounded.median()
 
 
+def test_decoding_reads_what_prefill_stored(
+    checkpoint: Callable[[str], Reference], scaled: Path
+) -> None:
+    """Every token is the best of the reference, or as good: on a GPU by graphs of single tokens."""
+    runner = runner_of(scaled, kv_cache_dtype="fp8", cuda_graphs=True, max_num_seqs=4)
+    tokens, _ = Driver(runner).generate(PROMPT, 40)
+    reference = checkpoint("gqa")
+    with rounding(reference.model, SCALES):
+        rows = reference.logits([*PROMPT, *tokens[:-1]])[len(PROMPT) - 1 :]
+    chosen = rows.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    assert ((rows.amax(1) - chosen) < 1e-3 * rows.norm(dim=1)).all()
+    assert len(set(tokens)) > 10
+
+
 def test_chunks_do_not_change_what_is_seen(scaled: Path) -> None:
     whole = logits(runner_of(scaled, kv_cache_dtype="fp8"), PROMPT)
     for chunk in (1, 5, 32):
         found = errors(logits(runner_of(scaled, kv_cache_dtype="fp8"), PROMPT, chunk), whole)
-        assert found.median() < 2e-6
-        assert found.max() < 5e-3
+        assert_rounding_alone(found)
 
 
 def test_reused_and_partly_copied_blocks_hold_the_same(scaled: Path) -> None:
@@ -155,9 +180,7 @@ def test_reused_and_partly_copied_blocks_hold_the_same(scaled: Path) -> None:
     plan.admit(1, history=PROMPT, prompt_len=len(PROMPT))
     driver.add(plan, second, len(PROMPT) - 42, flags=SeqFlag.CONTEXT_LOGITS)
     found = torch.from_numpy(logits_of(driver.runner.step(plan.build()), VOCAB)[0])
-    difference = errors(found, expected[42:])
-    assert difference.median() < 2e-6
-    assert difference.max() < 5e-3
+    assert errors(found, expected[42:]).max() < FLIPPED
     pool = driver.runner.caches[0].pool.view(torch.uint8)
     shared = pool[:, first.blocks[0][10], :, :, :2]
     assert torch.equal(pool[:, copied, :, :, :2], shared)
@@ -210,9 +233,8 @@ def test_auto_serves_a_checkpoint_with_scales_as_one_without(
     checkpoint: Callable[[str], Reference], scaled: Path, impl: str
 ) -> None:
     said: list[str] = []
-    settings = config(scaled, token_table=False, model_impl=impl)
-    loaded = load_model(settings, lambda done, what: said.append(what))
-    expected = logits(load_runner(checkpoint("gqa").path, model_impl=impl), PROMPT)
+    loaded = load_model(settings(scaled, model_impl=impl), lambda done, what: said.append(what))
+    expected = logits(runner_of(checkpoint("gqa").path, model_impl=impl), PROMPT)
     assert torch.equal(logits(loaded.runner, PROMPT), expected)
     note = "scales of an FP8 KV cache have no effect: kv_cache_dtype is auto, which is float32 here"
     assert [what for what in said if note in what]
@@ -224,8 +246,8 @@ def test_what_scales_are_used_is_said(checkpoint: Callable[[str], Reference], sc
         (checkpoint("gqa").path, "the FP8 KV cache has scales of 1: the checkpoint carries none"),
     ):
         said: list[str] = []
-        settings = config(path, token_table=False, kv_cache_dtype="fp8")
-        load_model(settings, lambda done, what, said=said: said.append(what))
+        fp8 = settings(path, kv_cache_dtype="fp8")
+        load_model(fp8, lambda done, what, said=said: said.append(what))
         assert note in said
 
 
@@ -268,7 +290,7 @@ def test_a_budget_in_bytes_holds_as_many_more_blocks_as_a_value_is_smaller(
     path = checkpoint("bf16").path
     per_block = 3 * 2 * 2 * 4 * 16
     sizes = {"kv_cache_tokens": 0, "kv_cache_bytes": 1000 * per_block + 700}
-    wide, narrow = (load_runner(path, kv_cache_dtype=d, **sizes) for d in ("auto", "fp8"))
+    wide, narrow = (runner_of(path, kv_cache_dtype=d, **sizes) for d in ("auto", "fp8"))
     assert narrow.caches[0].shape.bytes_per_block == per_block
     assert wide.caches[0].shape.bytes_per_block == 2 * per_block
     assert (narrow.caches[0].num_blocks, wide.caches[0].num_blocks) == (1000, 500)
