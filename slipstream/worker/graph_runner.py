@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.kv_scale import KvScale
 from slipstream.attention.paged_triton import DeviceBatch, PagedTriton
 from slipstream.kernels.argmax import greedy
 from slipstream.kernels.sampling import draw_rows
@@ -35,8 +36,8 @@ from slipstream.worker.staging import DeviceStep, HostStep, Staging, StepShape
 Progress = Callable[[float, str], None]
 
 _DEPTH = 4  # steps whose buffers are kept apart; at most two are in flight
-# What exceeds a round number of tokens by a few, such as prompts and the sequences that decode beside
-# them, must not be computed as the next one: a thousand tokens more take as long as five steps.
+# What exceeds a round number of tokens by a few, such as prompts and the sequences that decode
+# beside them, must not be computed as the next one: a thousand tokens take as long as five steps.
 _ROUND_TOKENS = (*range(1024, 4096, 512), *range(4096, 8193, 1024))
 _MIXED_TOKENS = (
     *(64, 96, 128, 192, 256, 384, 512, 640, 768),
@@ -66,9 +67,15 @@ class GraphRunner(ModelRunner):
         max_num_seqs: int,
         max_seq_len: int,
         max_num_tokens: int,
+        kv_scales: Sequence[KvScale] | None = None,
     ) -> None:
         super().__init__(
-            decoder, groups, caches, max_num_seqs=max_num_seqs, max_seq_len=max_seq_len
+            decoder,
+            groups,
+            caches,
+            max_num_seqs=max_num_seqs,
+            max_seq_len=max_seq_len,
+            kv_scales=kv_scales,
         )
         spec, device = decoder.spec, decoder.device
         layers = [group.layers for group in self.groups]
@@ -79,6 +86,7 @@ class GraphRunner(ModelRunner):
             spec.scores,
             max_decodes=max_num_seqs,
             max_positions=max_seq_len,
+            scales=kv_scales,
         )
         self._max_num_tokens = max_num_tokens
         self._per_block = self.caches[0].shape.tokens_per_block

@@ -126,6 +126,8 @@ def main() -> None:
     compile_instead_of_launching()
     for folder in sys.argv[2:]:
         compile_steps(folder)
+    if CAPABILITY >= 89:
+        compile_steps(sys.argv[2], kv_cache_dtype="fp8")
     compile_products()
     assert not triton.knobs.runtime.interpret
     for name, versions in sorted(compiled.items()):
