@@ -4,21 +4,25 @@
 
 python3 benchmarks/attention_kernels.py [--heads 32] [--kv-heads 8] [--head-dim 128]
     [--tokens-per-block 16] [--decode 1x1k 64x4k] [--prefill 8x1024] [--splits 1 8 16]
-    [--sliding 4096] [--soft-cap 50]
+    [--sliding 4096] [--soft-cap 50] [--kv-cache-dtype fp8]
 
 Every launch is compared with float32 arithmetic first. Times are of replays of CUDA graphs whose
 launches take turns on caches that together exceed the GPU's second-level cache, the best of several
-replays. TB/s counts the keys and values that the mask shows; TFLOP/s half a square of scores.
+replays. TB/s counts the keys and values that the mask shows; TFLOP/s half a square of scores. FP8
+caches have scales other than 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from slipstream.attention.kv_cache import bits_of
+from slipstream.attention.kv_scale import UNSCALED, KvScale, to_fp8
 from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
 
@@ -36,6 +40,16 @@ class Shape:
     per_block: int
     window: int  # 0: no window
     soft_cap: float | None
+    fp8: bool
+
+    @property
+    def scale(self) -> KvScale:
+        """Of random normal numbers: they use most of the range of e4m3."""
+        return KvScale(0.02, 0.03) if self.fp8 else UNSCALED
+
+    @property
+    def value_bytes(self) -> int:
+        return 1 if self.fp8 else 2
 
     @property
     def options(self) -> dict:
@@ -45,6 +59,8 @@ class Shape:
             "mask_size": self.window,
             "soft_cap": self.soft_cap,
             "sinks": None,
+            "key_scale": self.scale.key,
+            "value_scale": self.scale.value,
         }
 
     def first_visible(self, position: int) -> int:
@@ -58,15 +74,24 @@ class Caches:
         self.shape, self.n, self.length = shape, n, length
         width = -(-length // shape.per_block)
         size = (n * width, 2, shape.kv_heads, shape.per_block, shape.head_dim)
-        block = torch.empty(size, dtype=torch.bfloat16, device="cuda")
-        count = max(1, min(64, -(-COLD_BYTES // block.nbytes)))
-        self.pools = [torch.empty_like(block).normal_() for _ in range(count)]
+        count = max(1, min(64, -(-COLD_BYTES // (math.prod(size) * shape.value_bytes))))
+        self.pools = [self._pool(size) for _ in range(count)]
         self.tables = torch.randperm(n * width, device="cuda").int().view(n, width)
+
+    def _pool(self, size: tuple[int, ...]) -> torch.Tensor:
+        pool = torch.empty(size, dtype=torch.bfloat16, device="cuda").normal_()
+        return to_fp8(pool, self._scales()) if self.shape.fp8 else pool
+
+    def _scales(self) -> torch.Tensor:
+        """``[2, 1, 1, 1]``, of the planes of a pool."""
+        scale = self.shape.scale
+        return torch.tensor([scale.key, scale.value], device="cuda")[:, None, None, None]
 
     def reference(self, q: torch.Tensor, sequence: int, position: int) -> torch.Tensor:
         """What a token gets from the first pool: ``[heads * head_dim]``. q: ``[heads, dim]``."""
         shape = self.shape
-        blocks = self.pools[0][self.tables[sequence].long()].float()
+        blocks = bits_of(self.pools[0])[self.tables[sequence].long()]
+        blocks = blocks.view(self.pools[0].dtype).float() * self._scales()
         kv = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)  # [2, kv_heads, positions, dim]
         kv = kv[:, :, shape.first_visible(position) : position + 1]
         queries = q.float().view(shape.kv_heads, -1, shape.head_dim)
@@ -136,7 +161,7 @@ def decode(shape: Shape, name: str, splits: list[int]) -> None:
             compare(out[i], caches.reference(q[i], i, length - 1), f"decode {name}, row {i}")
         time = microseconds(launch, caches.pools)
         seen = n * (length - shape.first_visible(length - 1))
-        rate = seen * shape.kv_heads * shape.head_dim * 4 / time / 1e6
+        rate = seen * shape.kv_heads * shape.head_dim * 2 * shape.value_bytes / time / 1e6
         mark = " chosen" if num_splits == chosen else ""
         print(f"decode {name:8} splits {num_splits:3} {time:9.1f} us {rate:6.2f} TB/s{mark}")
 
@@ -187,6 +212,7 @@ def main() -> None:
     parser.add_argument("--tokens-per-block", type=int, default=16)
     parser.add_argument("--sliding", type=int, default=0)
     parser.add_argument("--soft-cap", type=float)
+    parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--decode", nargs="*", default=DECODE)
     parser.add_argument("--prefill", nargs="*", default=PREFILL)
     parser.add_argument("--splits", type=int, nargs="*", default=[1])
@@ -198,6 +224,7 @@ def main() -> None:
         options.tokens_per_block,
         options.sliding,
         options.soft_cap,
+        options.kv_cache_dtype == "fp8",
     )
     print(f"{torch.cuda.get_device_name()}, bfloat16, {shape}")
     for name in options.decode:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation on a GPU through the Executor and its worker, with random weights.
 
-    python benchmarks/gpu.py llama-3.1-8b [--batch 1,8,32] [--mixed] [--json FILE]
+    python benchmarks/gpu.py llama-3.1-8b [--batch 1,8,32] [--mixed] [--kv-cache-dtype fp8]
+        [--json FILE]
 
 Closed batches: prompts of 1,024 random tokens, greedy, end tokens ignored, no reuse of prefixes;
 time per output token is (time with 129 new tokens - time with 1) / 128, and prefill is measured by
@@ -160,11 +161,15 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--max-num-tokens", type=int, default=8192)
     parser.add_argument("--tokens-per-block", type=int, default=64)
+    parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     values = MODELS[arguments.model]
-    results: dict[str, Any] = {"model": arguments.model}
+    results: dict[str, Any] = {
+        "model": arguments.model,
+        "kv_cache_dtype": arguments.kv_cache_dtype,
+    }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(values))
         start = time.perf_counter()
@@ -175,6 +180,7 @@ def main() -> None:
             max_num_tokens=arguments.max_num_tokens,
             max_seq_len=4096,
             tokens_per_block=arguments.tokens_per_block,
+            kv_cache_dtype=arguments.kv_cache_dtype,
             enable_prefix_reuse=False,
             cuda_graphs=not arguments.no_graphs,
         )

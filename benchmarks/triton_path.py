@@ -167,32 +167,18 @@ def serving(step_us: int, streams: int, backends: Path) -> Iterator[Server]:
             yield server
 
 
-def _input(name: str, values: npt.ArrayLike, dtype: str) -> grpc.InferInput:
-    """A tensor of one row."""
+def tensor(name: str, values: npt.ArrayLike, dtype: str) -> grpc.InferInput:
+    """An input of one row."""
     array = np.asarray([values], triton_to_np_dtype(dtype))
-    tensor = grpc.InferInput(name, list(array.shape), dtype)
-    tensor.set_data_from_numpy(array)
-    return tensor
+    made = grpc.InferInput(name, list(array.shape), dtype)
+    made.set_data_from_numpy(array)
+    return made
 
 
-def request_of(path: str, tokens: int) -> bytes:
-    """A serialized streaming ModelInferRequest for so many tokens."""
-    if path == "direct":
-        ids = np.arange(300, 316)
-        inputs = [
-            _input("input_ids", ids, "INT32"),
-            _input("input_lengths", [ids.size], "INT32"),
-            _input("request_output_len", [tokens], "INT32"),
-            _input("streaming", [True], "BOOL"),
-        ]
-    else:
-        inputs = [
-            _input("text_input", [PROMPT], "BYTES"),
-            _input("max_tokens", [tokens], "INT32"),
-            _input("stream", [True], "BOOL"),
-        ]
+def request_data(model: str, inputs: list[grpc.InferInput]) -> bytes:
+    """A serialized ModelInferRequest that asks for an empty final response."""
     request = _get_inference_request(
-        model_name=PATHS[path],
+        model_name=model,
         inputs=inputs,
         model_version="",
         request_id="",
@@ -207,6 +193,25 @@ def request_of(path: str, tokens: int) -> bytes:
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     data: bytes = request.SerializeToString()
     return data
+
+
+def request_of(path: str, tokens: int) -> bytes:
+    """A streaming request for so many tokens."""
+    if path == "direct":
+        ids = np.arange(300, 316)
+        inputs = [
+            tensor("input_ids", ids, "INT32"),
+            tensor("input_lengths", [ids.size], "INT32"),
+            tensor("request_output_len", [tokens], "INT32"),
+            tensor("streaming", [True], "BOOL"),
+        ]
+    else:
+        inputs = [
+            tensor("text_input", [PROMPT], "BYTES"),
+            tensor("max_tokens", [tokens], "INT32"),
+            tensor("stream", [True], "BOOL"),
+        ]
+    return request_data(PATHS[path], inputs)
 
 
 class Clients:
@@ -290,11 +295,11 @@ def _step_phase(server: Server, period: int) -> int:
     for _ in range(NUM_PROBES):
         client.start_stream(on_response)
         inputs = [
-            _input("input_ids", [400, 401, 402, 403], "INT32"),
-            _input("input_lengths", [4], "INT32"),
-            _input("request_output_len", [1], "INT32"),
-            _input("return_perf_metrics", [True], "BOOL"),
-            _input("streaming", [True], "BOOL"),
+            tensor("input_ids", [400, 401, 402, 403], "INT32"),
+            tensor("input_lengths", [4], "INT32"),
+            tensor("request_output_len", [1], "INT32"),
+            tensor("return_perf_metrics", [True], "BOOL"),
+            tensor("streaming", [True], "BOOL"),
         ]
         client.async_stream_infer("llm", inputs)
         client.stop_stream()  # waits for the answer

@@ -48,7 +48,7 @@ StatusOr<std::shared_ptr<LlmService>> LlmService::Create(const ModelConfig& conf
 }
 
 LlmService::LlmService(std::string name, LlmParameters parameters)
-    : name_(std::move(name)), parameters_(std::move(parameters)), delivery_(Delivery::Create()) {}
+    : name_(std::move(name)), parameters_(std::move(parameters)) {}
 
 LlmService::~LlmService() { Stop(); }
 
@@ -64,7 +64,7 @@ void LlmService::Stop() {
         static_cast<TimeNs>(MonotonicNs()) + TimeNs{parameters_.drain_timeout_ms} * 1'000'000;
     executor_->Shutdown(/*drain=*/true, deadline);
   }
-  delivery_->Stop();  // after the last event, before the executor that it cancels requests of
+  delivery_.Stop();  // after the last event, before the executor that it cancels requests of
   metrics_.reset();
 }
 
@@ -74,7 +74,7 @@ Status LlmService::Load(const ModelConfig& config) {
   reader_ = std::move(reader).value();
   auto port = MakeWorkerPort(parameters_);
   if (!port.ok()) return port.status();
-  auto executor = Executor::Create(parameters_.executor, std::move(port).value(), delivery_.get(),
+  auto executor = Executor::Create(parameters_.executor, std::move(port).value(), &delivery_,
                                    LogProgress(name_));
   if (!executor.ok()) return executor.status();
   executor_ = std::move(executor).value();
@@ -84,8 +84,8 @@ Status LlmService::Load(const ModelConfig& config) {
   reader_.vocab_size = executor_->limits().vocab_size;
   reader_.end_ids = executor_->worker_info().end_ids;
   reader_.token_table = executor_->token_table();
-  delivery_->Start({parameters_.cancellation_check_period_ms, parameters_.flow_window,
-                    [this](RequestHandle handle) { executor_->Cancel(handle); }});
+  delivery_.Start({parameters_.cancellation_check_period_ms, parameters_.flow_window,
+                   [this](RequestHandle handle) { executor_->Cancel(handle); }});
   StartReporting(config);
   return Status::Ok();
 }
@@ -116,7 +116,7 @@ void LlmService::StartReporting(const ModelConfig& config) {
   options.exit_on_fatal = parameters_.exit_on_fatal;
   options.health = [this] { return executor_->health(); };
   options.failure = [this] { return executor_->last_failure(); };
-  options.idle = [this] { return delivery_->num_live() == 0; };
+  options.idle = [this] { return delivery_.num_live() == 0; };
   options.withdraw = [this, config] { return WithdrawAll(config); };
   watch_ = std::make_unique<HealthWatch>(std::move(options));
 }
@@ -162,14 +162,14 @@ void LlmService::Serve(LlmRequest request, const std::string& client_id,
 void LlmService::Submit(LlmRequest request, std::unique_ptr<ResponseChannel> channel) {
   const auto stream = std::make_shared<LlmStream>(std::move(channel), std::move(request.plan));
   std::vector<RequestSpec>& rows = request.rows;
-  delivery_->Add(stream);
+  Delivery& lane = delivery_.Add(stream);
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto row = static_cast<int32_t>(i);
     const auto handle = SubmitRow(stream, row, std::move(rows[i]));
     if (handle.ok()) {
-      delivery_->SetHandle(stream, row, *handle);
+      lane.SetHandle(stream, row, *handle);
     } else {
-      delivery_->Fail(stream, row, handle.status());
+      lane.Fail(stream, row, handle.status());
     }
   }
 }

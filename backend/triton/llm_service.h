@@ -7,7 +7,7 @@
 #include <string>
 
 #include "executor/executor.h"
-#include "triton/delivery.h"
+#include "triton/delivery_lanes.h"
 #include "triton/health_watch.h"
 #include "triton/metrics.h"
 #include "triton/model.h"
@@ -16,8 +16,9 @@
 
 namespace slipstream::triton {
 
-// What serves one loaded model of role `llm`: its Executor and its Delivery. The model owns it and
-// stops it; models of role `pipeline` hand it requests too, and may hold on to it beyond its end.
+// What serves one loaded model of role `llm`: its Executor and what delivers its events. The model
+// owns it and stops it; models of role `pipeline` hand it requests too, and may hold on to it
+// beyond its end.
 class LlmService final {
  public:
   // Loads the model (blocking).
@@ -51,7 +52,7 @@ class LlmService final {
   const std::string name_;
   const LlmParameters parameters_;
   ReaderSettings reader_;  // constant after Load
-  std::shared_ptr<Delivery> delivery_;
+  DeliveryLanes delivery_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<MetricsReporter> metrics_;
   std::unique_ptr<HealthWatch> watch_;

@@ -25,6 +25,7 @@ struct LlmStream {
         rows_left(plan.batch) {}
 
   const std::unique_ptr<ResponseChannel> channel;  // delivery thread
+  size_t lane = 0;                                 // of DeliveryLanes; constant once it is there
   ResponsePlan plan;                               // constant once delivery knows the stream
 
   struct Row {

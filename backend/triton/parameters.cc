@@ -66,6 +66,13 @@ Status SetWorkerKind(std::string_view key, const std::string& value, LlmParamete
   return Status::Ok();
 }
 
+Status SetKvCacheDtype(std::string_view key, const std::string& value, LlmParameters* p) {
+  const auto choice = ParseChoice(key, value, {"auto", "fp8"});
+  if (!choice.ok()) return choice.status();
+  p->worker.kv_cache_dtype = value;
+  return Status::Ok();
+}
+
 Status SetDecodingMode(std::string_view key, const std::string& value, LlmParameters*) {
   if (value == "auto" || value == "top_k" || value == "top_p" || value == "top_k_top_p") {
     return Status::Ok();  // each request says how it samples
@@ -114,6 +121,7 @@ std::vector<LlmRow> OwnRows() {
       {"seed", "", Int<LlmParameters>(LLM(worker.seed), 0, kMaxInt64)},
       {"tokens_per_block", "", LlmInt(LLM(worker.tokens_per_block), 1, 4096)},
       {"max_seq_len", "", LlmInt(LLM(worker.max_seq_len), 0)},
+      {"kv_cache_dtype", "", SetKvCacheDtype},
       {"kv_cache_bytes", "", Int<LlmParameters>(LLM(worker.kv_cache_bytes), 0, kMaxInt64)},
       {"kv_cache_tokens", "", Int<LlmParameters>(LLM(worker.kv_cache_tokens), 0, kMaxInt64)},
       {"kv_cache_fraction", "", SetFraction},

@@ -35,6 +35,7 @@ struct WorkerParameters {
   int64_t seed = 0;
   int32_t tokens_per_block = 32;
   int32_t max_seq_len = 0;  // 0 = the checkpoint's
+  std::string kv_cache_dtype = "auto";
   int64_t kv_cache_bytes = 0;
   int64_t kv_cache_tokens = 0;
   double kv_cache_fraction = 0;  // 0: the worker chooses

@@ -42,6 +42,7 @@ nlohmann::json WorkerConfig(const LlmParameters& parameters) {
       {"max_num_seqs", parameters.executor.max_num_seqs},
       {"max_num_tokens", parameters.executor.max_num_tokens},
       {"max_seq_len", worker.max_seq_len},
+      {"kv_cache_dtype", worker.kv_cache_dtype},
       {"kv_cache_bytes", worker.kv_cache_bytes},
       {"kv_cache_tokens", worker.kv_cache_tokens},
       {"kv_cache_fraction", worker.kv_cache_fraction},

@@ -34,6 +34,7 @@ class LLM:
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         max_num_seqs: sequences that run at once; ``max_num_tokens``: token budget of one step.
         max_seq_len: prompt + generated; 0 is the checkpoint's own limit.
+        kv_cache_dtype: ``auto``, the model's, or ``fp8``: e4m3, of half the size.
         kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory,
             and if that is 0, too, 0.9 of a GPU's or 0.25 of a host's.
         model_impl: ``native``, ``transformers``, or ``auto``: native where it serves the model.
@@ -57,6 +58,7 @@ class LLM:
         max_num_tokens: int = 2048,
         max_seq_len: int = 0,
         tokens_per_block: int = 32,
+        kv_cache_dtype: str = "auto",
         kv_cache_tokens: int = 0,
         kv_cache_fraction: float = 0.0,
         policy: str = "guaranteed_no_evict",
@@ -82,6 +84,7 @@ class LLM:
             "max_num_seqs": max_num_seqs,
             "max_num_tokens": max_num_tokens,
             "max_seq_len": max_seq_len,
+            "kv_cache_dtype": kv_cache_dtype,
             "kv_cache_tokens": kv_cache_tokens,
             "kv_cache_fraction": kv_cache_fraction,
             "model_impl": model_impl,

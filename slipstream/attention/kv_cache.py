@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from slipstream.attention.kv_scale import FP8
+
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
@@ -24,7 +26,7 @@ class KvShape:
     num_kv_heads: int
     tokens_per_block: int
     head_dim: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of what is stored: the model's, or FP8
     latent_dim: int | None = None
 
     @property
@@ -66,10 +68,11 @@ class KvCache:
             shape.dtype,
             device,
         )
+        self._bits = bits_of(self.pool)
 
     def copy_block(self, source: int, target: int, num_tokens: int) -> None:
         """Copies the leading positions of a block; the rest of the target becomes zero."""
-        pool = self.pool
+        pool = self._bits
         pool[:, target, :, :, :num_tokens] = pool[:, source, :, :, :num_tokens]
         if num_tokens < self.shape.tokens_per_block:
             pool[:, target, :, :, num_tokens:] = 0
@@ -80,7 +83,12 @@ class KvCache:
         A padded attention multiplies what it masks by zero, and zero times a stale NaN is NaN: a
         block that the step does not fill must be cleared before its first position is written.
         """
-        self.pool.index_fill_(1, blocks, 0)
+        self._bits.index_fill_(1, blocks, 0)
+
+
+def bits_of(pool: torch.Tensor) -> torch.Tensor:
+    """The same memory in a type that can be indexed and filled: torch only converts FP8."""
+    return pool.view(torch.uint8) if pool.dtype == FP8 else pool
 
 
 def pools_by_layer(

@@ -11,7 +11,7 @@ repeated in memory. Only blocks that a mask lets a step see are gathered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ import torch
 
 from slipstream.attention.interface import BatchLayout, IntArray, Mask, ScoreSpec
 from slipstream.attention.kv_cache import KvCache, pools_by_layer
+from slipstream.attention.kv_scale import KvScale
 from slipstream.attention.preparation import Preparation
 from slipstream.attention.softmax import attend
+from slipstream.attention.stored_kv import StoredKv
 from slipstream.attention.tiles import TILE, MaskTemplates, Tile, tiles_of
 
 BlockTable = npt.NDArray[np.int32]  # [seqs, width]
@@ -33,7 +35,7 @@ class _DecodeGroup:
     """Sequences with one token each, padded to the same number of blocks."""
 
     rows: torch.Tensor | None  # [group] token rows; None = all tokens of the batch, in order
-    gather: torch.Tensor  # [planes * group * kv_heads * blocks] rows of block_rows
+    gather: torch.Tensor  # [planes * group * kv_heads * blocks] rows of StoredKv
     mask: torch.Tensor | None  # [group, 1, 1, positions] additive; None = nothing to mask
     columns: slice  # gathered positions to read
 
@@ -59,7 +61,8 @@ class PagedSdpa:
     """Plans batches over the KV caches of a model.
 
     caches: ``layers[g]`` are the model's layers that the g-th one holds, in its order. num_heads:
-    of queries. scores: layer by layer.
+    of queries. scores: layer by layer, and so are scales, which FP8 caches need. dtype: of queries;
+    that of the caches unless they are FP8.
     """
 
     def __init__(
@@ -68,25 +71,35 @@ class PagedSdpa:
         layers: Sequence[Sequence[int]],
         num_heads: int,
         scores: Sequence[ScoreSpec],
+        *,
+        dtype: torch.dtype | None = None,
+        scales: Sequence[KvScale] | None = None,
     ) -> None:
         self.caches = caches
         self.num_heads = num_heads
-        self.scores = list(scores)
         self.shape = caches[0].shape
+        self.dtype = dtype or self.shape.dtype
+        self.scores, self.value_scales = list(scores), [1.0] * len(scores)
+        if scales is not None:
+            self.scores = [
+                replace(score, scale=score.scale * scale.key)
+                for score, scale in zip(scores, scales, strict=True)
+            ]
+            self.value_scales = [scale.value for scale in scales]
         self.device = caches[0].pool.device
         places = pools_by_layer(caches, layers)
         self.group_of_layer = [group for group, _ in places]
-        by_layer = [pool for _, pool in places]
-        self.position_rows = [pool.view(-1, self.shape.head_dim) for pool in by_layer]
-        block_elements = self.shape.tokens_per_block * self.shape.head_dim
-        self.block_rows = [pool.view(-1, block_elements) for pool in by_layer]
+        self.stored = [
+            StoredKv(pool, self.dtype, None if scales is None else scales[layer])
+            for layer, (_, pool) in enumerate(places)
+        ]
         # Layers of one cache may have different masks: a window that no sequence outgrows.
         kinds = [
             (group, score.mask) for group, score in zip(self.group_of_layer, scores, strict=True)
         ]
         self._views = list(dict.fromkeys(kinds))
         self.view_of_layer = [self._views.index(kind) for kind in kinds]
-        self._templates = MaskTemplates(self.shape.dtype, self.device)
+        self._templates = MaskTemplates(self.dtype, self.device)
 
     def plan(self, batch: BatchLayout) -> PagedSdpaPlan:
         """Computes every index of a step and clears the blocks that it begins but does not fill."""
@@ -152,7 +165,7 @@ class PagedSdpa:
         return _DecodeGroup(rows, self._gather(table), additive, columns)
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(visible.shape, dtype=self.shape.dtype)
+        mask = torch.zeros(visible.shape, dtype=self.dtype)
         mask = mask.masked_fill_(~visible, float("-inf"))[:, None, None].to(self.device)
         return _aligned(mask)
 
@@ -164,7 +177,7 @@ class PagedSdpa:
         return self._tensor(rows.reshape(-1))
 
     def _write_rows(self, batch: BatchLayout, block_table: BlockTable) -> IntArray:
-        """Where each token's keys and values go: ``[tokens, planes * kv_heads]`` position_rows."""
+        """Where each token's keys and values go: ``[tokens, planes * kv_heads]`` of StoredKv."""
         shape = self.shape
         sequence = np.repeat(np.arange(batch.num_tokens.size), batch.num_tokens)
         within = np.arange(sequence.size) - np.repeat(
@@ -208,12 +221,20 @@ class PagedSdpaPlan:
             preparation.apply_(qkv)
         heads = self._backend.num_heads
         write_rows = self._write_rows[self._backend.group_of_layer[layer]]
-        self._backend.position_rows[layer][write_rows] = qkv[:, heads:]
+        self._backend.stored[layer].write(write_rows, qkv[:, heads:])
         queries = qkv[:, :heads].view(-1, self._kv_heads, self._queries_per_kv, self._head_dim)
+        attended = self._attend(layer, queries, sinks)
+        scale = self._backend.value_scales[layer]
+        return attended if scale == 1.0 else attended.mul_(scale)
+
+    def _attend(
+        self, layer: int, queries: torch.Tensor, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
         view = self._views[self._backend.view_of_layer[layer]]
         if len(view.groups) == 1 and view.groups[0].rows is None:
             return self._decode(layer, view.groups[0], queries, sinks)
-        out = qkv.new_empty((qkv.shape[0], heads * self._value_dim))
+        heads = self._backend.num_heads
+        out = queries.new_empty((queries.shape[0], heads * self._value_dim))
         for group in view.groups:
             assert group.rows is not None
             out[group.rows] = self._decode(layer, group, queries[group.rows], sinks)
@@ -274,7 +295,7 @@ class PagedSdpaPlan:
         self, layer: int, rows: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's keys and values, each ``[size, kv_heads, positions, dim]``."""
-        blocks = self._backend.block_rows[layer].index_select(0, rows)
+        blocks = self._backend.stored[layer].gather(rows)
         planes = blocks.view(self._planes, size, self._kv_heads, -1, self._head_dim)
         return planes[0], planes[-1, ..., : self._value_dim]
 

@@ -16,6 +16,7 @@ import torch
 
 from slipstream.attention.interface import ScoreSpec
 from slipstream.attention.kv_cache import KvCache, pools_by_layer
+from slipstream.attention.kv_scale import FP8, UNSCALED, KvScale
 from slipstream.attention.preparation import Preparation, QkNorms
 from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
@@ -59,6 +60,7 @@ class PagedTriton:
         *,
         max_decodes: int,
         max_positions: int,
+        scales: Sequence[KvScale] | None = None,
     ) -> None:
         shape = caches[0].shape
         assert shape.latent_dim is None
@@ -66,6 +68,8 @@ class PagedTriton:
         self.num_kv_heads = shape.num_kv_heads
         self.head_dim = shape.head_dim
         self.scores = list(scores)
+        self.scales = [UNSCALED] * len(scores) if scales is None else list(scales)
+        assert (shape.dtype == FP8) == (scales is not None)
         self.tile_tokens = tile_tokens(num_heads, shape.num_kv_heads)
         self.places = pools_by_layer(caches, layers)
         device = caches[0].pool.device
@@ -105,7 +109,7 @@ class PagedTritonPlan:
         backend, batch = self._backend, self._batch
         group, pool = backend.places[layer]
         tables = batch.block_tables[group]
-        self._store(qkv, pool, batch.write_slots[group], preparation)
+        self._store(layer, qkv, batch.write_slots[group], preparation)
         heads = backend.num_heads
         queries = qkv[:, :heads]
         out = qkv.new_empty((qkv.shape[0], heads * backend.head_dim))
@@ -116,6 +120,8 @@ class PagedTritonPlan:
             "mask_size": scores.mask.size,
             "soft_cap": scores.soft_cap,
             "sinks": sinks,
+            "key_scale": backend.scales[layer].key,
+            "value_scale": backend.scales[layer].value,
         }
         if batch.decode_rows.shape[0]:
             decode_attention(
@@ -146,17 +152,22 @@ class PagedTritonPlan:
 
     def _store(
         self,
+        layer: int,
         qkv: torch.Tensor,
-        pool: torch.Tensor,
         write_slots: torch.Tensor,
         preparation: Preparation | None,
     ) -> None:
-        kv_heads = self._backend.num_kv_heads
+        _, pool = self._backend.places[layer]
+        options: dict[str, Any] = {
+            "kv_heads": self._backend.num_kv_heads,
+            "key_scale": self._backend.scales[layer].key,
+            "value_scale": self._backend.scales[layer].value,
+        }
         if preparation is not None and not _fusable(preparation.norms):
             preparation.apply_(qkv)
             preparation = None
         if preparation is None:
-            prepare_qkv(qkv, pool, write_slots, kv_heads=kv_heads)
+            prepare_qkv(qkv, pool, write_slots, **options)
             return
         norms = preparation.norms
         cos, sin = (None, None) if preparation.rope is None else preparation.rope
@@ -164,7 +175,7 @@ class PagedTritonPlan:
             qkv,
             pool,
             write_slots,
-            kv_heads=kv_heads,
+            **options,
             cos=cos,
             sin=sin,
             style=preparation.style,

@@ -42,7 +42,7 @@ class ModelSection(Section):
     )
     revision: str = _option("", "revision of a hub id", roles=ALL_ROLES)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
-        "auto", "type of weights and KV cache", roles=LLM
+        "auto", "type of weights, and of the KV cache if kv_cache_dtype is auto", roles=LLM
     )
     device: str = _option(
         "auto", "auto, cpu, cuda or cuda:N", roles=LLM, pattern=r"^(auto|cpu|cuda(:\d+)?)$"
@@ -104,6 +104,9 @@ class KvCacheSection(Section):
     """The key-value cache. Its size: tokens, else bytes, else a fraction of free memory."""
 
     tokens_per_block: int = _option(32, "tokens of one block", roles=LLM, ge=1, le=1024)
+    kv_cache_dtype: Literal["auto", "fp8"] = _option(
+        "auto", "auto: as the model computes; fp8: e4m3, half of 16 bits", roles=LLM
+    )
     kv_cache_tokens: int = _option(0, "size in tokens; 0: not given", roles=LLM, ge=0)
     kv_cache_bytes: int = _option(0, "size in bytes; 0: not given", roles=LLM, ge=0)
     kv_cache_fraction: float = _option(

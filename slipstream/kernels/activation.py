@@ -31,6 +31,15 @@ def _activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def activated_product(gate, up, ACTIVATION: tl.constexpr):
+    """``act(gate) * up`` in their dtype, each of the two steps computed in float32."""
+    active = _activate(gate.to(tl.float32), ACTIVATION).to(gate.dtype)
+    if ACTIVATION == "relu2":
+        active = (active.to(tl.float32) * active.to(tl.float32)).to(gate.dtype)
+    return (active.to(tl.float32) * up.to(tl.float32)).to(gate.dtype)
+
+
+@triton.jit
 def _gated_activation(
     gate_up,
     out,
@@ -45,11 +54,8 @@ def _gated_activation(
     inside = columns < INNER
     gate = tl.load(gate_up + row * 2 * INNER + columns, mask=inside, other=0.0)
     up = tl.load(gate_up + (row * 2 + 1) * INNER + columns, mask=inside, other=0.0)
-    active = _activate(gate.to(tl.float32), ACTIVATION).to(gate.dtype)
-    if ACTIVATION == "relu2":
-        active = (active.to(tl.float32) * active.to(tl.float32)).to(gate.dtype)
-    product = active.to(tl.float32) * up.to(tl.float32)
-    tl.store(out + row * INNER + columns, product.to(gate.dtype), mask=inside)
+    product = activated_product(gate, up, ACTIVATION)
+    tl.store(out + row * INNER + columns, product, mask=inside)
 
 
 def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:

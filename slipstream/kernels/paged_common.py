@@ -53,7 +53,8 @@ def check_layout(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor) -> None
     assert pool.is_contiguous()
     assert out.is_contiguous()
     assert q.stride(2) == 1
-    assert q.dtype == pool.dtype == out.dtype
+    assert q.dtype == out.dtype
+    assert pool.dtype in (q.dtype, torch.float8_e4m3fn)
     assert q.shape[1] % pool.shape[2] == 0, "query heads must be a multiple of KV heads"
     assert pool.shape[3] & (pool.shape[3] - 1) == 0, "tokens_per_block must be a power of two"
 
@@ -151,8 +152,16 @@ def key_rows(
 
 
 @triton.jit
-def load_rows(pointers, row_mask, dim, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Rows of the pool or of queries; zero where masked: a stale NaN must not reach a product."""
+def load_rows(
+    pointers,
+    row_mask,
+    dim,
+    MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Rows of the pool or of queries as ``dtype``; zero where masked: a stale NaN must not reach a
+    product. What is stored in eight bits is widened, which is exact, and not scaled."""
     DIM: tl.constexpr = dim.shape[0]
     pointers = pointers[:, None] + dim[None, :]
     # Where dimensions are not padded the mask is one of rows, and a load without one is possible.
@@ -165,4 +174,4 @@ def load_rows(pointers, row_mask, dim, MASKED: tl.constexpr, HEAD_DIM: tl.conste
         loaded = tl.load(pointers)
     else:
         loaded = tl.load(pointers, mask=(dim < HEAD_DIM)[None, :], other=0.0)
-    return loaded
+    return loaded.to(dtype)

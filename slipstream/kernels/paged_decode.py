@@ -107,6 +107,8 @@ def decode_attention(
     soft_cap: float | None,
     sinks: torch.Tensor | None,
     num_splits: int,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> None:
     """Attends from one token of each sequence to what its mask shows of it, its own KV stored.
 
@@ -116,19 +118,26 @@ def decode_attention(
     out, or -1, which does nothing. slots: int32 ``[n]``, its row of block_tables. positions: int32
     ``[tokens]``. out: ``[tokens, heads * head_dim]``; only ``rows`` are written. sinks:
     ``[heads]``. mask_kind, mask_size, soft_cap: see ScoreSpec. Reads nothing on the host.
+
+    pool: q's dtype or float8_e4m3fn. Its keys are taken times key_scale, its values times
+    value_scale.
+
+    rows, slots, positions and block_tables must have been written before a kernel that is not
+    launched as a dependent one (see ``overlap``): those are read while the kernel before still
+    runs.
     """
     check_layout(q, pool, out)
     kv_heads, head_dim = pool.shape[2], pool.shape[4]
     heads, n = q.shape[1], rows.shape[0]
     assert n * num_splits * heads * 2 <= workspace.stats.numel(), "the workspace is too small"
     assert n * kv_heads <= workspace.arrivals.numel(), "the workspace is too small"
-    inner, factor = scoring(scale, soft_cap)
+    inner, factor = scoring(scale * key_scale, soft_cap)
     tuning = _tuning(head_dim, q.dtype)
     # A part has to be worth writing and reading it again, unless SMs would be idle without it.
     least_tiles, free_parts = (20, 1) if n * kv_heads >= _FULL else (16, 16)
     _decode[(n, kv_heads, num_splits)](
         q, pool, block_tables, rows, slots, positions, out, sinks,
-        workspace.sums, workspace.stats, workspace.arrivals, inner, factor,
+        workspace.sums, workspace.stats, workspace.arrivals, inner, factor, value_scale,
         q.stride(0), q.stride(1), least_tiles, free_parts, block_tables.stride(0),
         ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
         TILE=tuning.tile,
@@ -161,6 +170,7 @@ def _decode(
     arrivals,
     inner,
     factor,
+    value_scale,
     q_token_stride,
     q_head_stride,
     least_tiles,
@@ -181,27 +191,29 @@ def _decode(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    await_inputs(PDL)
+    # Where things are is known since the step began (see ``decode_attention``), so these reads,
+    # each of which needs the one before, are over when the queries and the last keys are there.
     index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(rows + index)
-    if row < 0:
-        return
-    end = tl.load(positions + row) + 1
+    slot = tl.where(row < 0, 0, tl.load(slots + index))  # of padding it may be anything
+    end = tl.load(positions + tl.maximum(row, 0)) + 1
     begin = first_visible(end - 1, MASK, MASK_SIZE)
     first = begin // TILE
     tiles = tl.cdiv(end, TILE) - first
     worth = tl.maximum(tiles // least_tiles, free_parts)
     working = tl.minimum(tl.minimum(tiles, tl.num_programs(2)), worth)
-    if split >= working:
-        return
-    table = block_tables + tl.load(slots + index).to(tl.int64) * table_stride
+    table = block_tables + slot.to(tl.int64) * table_stride
     from_tile = first + split * tiles // working
     to_tile = first + (split + 1) * tiles // working
+    blocks = load_blocks(table, from_tile * TILE, end, TILE, PER_BLOCK)
+    await_inputs(PDL)
+    if row < 0 or split >= working:
+        return
 
     member, dim = tl.arange(0, ROWS), tl.arange(0, DIM)
     head = kv_head * GROUP + member
     queries = q + row.to(tl.int64) * q_token_stride + head * q_head_stride
-    query = load_rows(queries, member < GROUP, dim, True, HEAD_DIM)
+    query = load_rows(queries, member < GROUP, dim, True, HEAD_DIM, q.dtype.element_ty)
     maximum = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     if SINKS and split == 0:
@@ -210,16 +222,15 @@ def _decode(
         total = tl.exp2(sink * LOG2E - maximum)
     summed = tl.zeros([ROWS, DIM], tl.float32)
 
-    blocks = load_blocks(table, from_tile * TILE, end, TILE, PER_BLOCK)
     for tile in range(from_tile, to_tile):
         position = tile * TILE
         seen = position + tl.arange(0, TILE)
         visible = (seen >= begin) & (seen < end)
         keys = key_rows(pool, blocks, position, kv_head, TILE, PER_BLOCK, KV_HEADS, HEAD_DIM)
         blocks = load_blocks(table, position + TILE, end, TILE, PER_BLOCK)
-        key = load_rows(keys, visible, dim, True, HEAD_DIM)
+        key = load_rows(keys, visible, dim, True, HEAD_DIM, query.dtype)
         values = keys + KV_HEADS * PER_BLOCK * HEAD_DIM
-        value = load_rows(values, visible, dim, True, HEAD_DIM)
+        value = load_rows(values, visible, dim, True, HEAD_DIM, query.dtype)
         raw = capped(tl.dot(query, key.T, input_precision=PRECISION), inner, SOFT_CAP)
         raw = tl.where(visible[None, :], raw, float("-inf"))
         weights, shrink, maximum, total = softmax_step(raw, factor, maximum, total)
@@ -241,9 +252,12 @@ def _decode(
         if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == working - 1:
             tl.store(arrivals + pair, 0)  # for the next launch
             first_part = pair * tl.num_programs(2) * GROUP
-            _combine(sums, stats, first_part, working, out_row, kv_head, GROUP, HEAD_DIM, DIM)
+            _combine(
+                sums, stats, first_part, working, out_row, kv_head, value_scale,
+                GROUP, HEAD_DIM, DIM,
+            )  # fmt: skip
         return
-    result = (summed / total[:, None]).to(out.dtype.element_ty)
+    result = (summed / total[:, None] * value_scale).to(out.dtype.element_ty)
     tl.store(out_row + head[:, None] * HEAD_DIM + dim[None, :], result, mask=written)
 
 
@@ -255,6 +269,7 @@ def _combine(
     working,
     out_row,
     kv_head,
+    value_scale,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
@@ -286,6 +301,6 @@ def _combine(
         total = total * shrink + tl.sum(weights * totals, 0)
         summed = summed * shrink[:, None] + tl.sum(weights[:, :, None] * parts, 0)
         maximum = new_maximum
-    result = (summed / total[:, None]).to(out_row.dtype.element_ty)
+    result = (summed / total[:, None] * value_scale).to(out_row.dtype.element_ty)
     head = kv_head * GROUP + member
     tl.store(out_row + head[:, None] * HEAD_DIM + dim[None, :], result, mask=real)

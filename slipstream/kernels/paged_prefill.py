@@ -69,6 +69,8 @@ def prefill_attention(
     mask_size: int,
     soft_cap: float | None,
     sinks: torch.Tensor | None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> None:
     """Attends from tiles of tokens to what the mask shows each of its sequence, KV stored.
 
@@ -81,14 +83,14 @@ def prefill_attention(
     check_layout(q, pool, out)
     heads, kv_heads = q.shape[1], pool.shape[2]
     group = heads // kv_heads
-    inner, factor = scoring(scale, soft_cap)
+    inner, factor = scoring(scale * key_scale, soft_cap)
     tuning = _tuning(pool.shape[4], q.dtype)
     num_rows = max(tuning.rows, triton.next_power_of_2(group))
     tokens = num_rows // group
     parts = -(-tile_tokens(heads, kv_heads) // tokens)
     _prefill[(tile_rows.shape[0] * parts, kv_heads)](
         q, pool, block_tables, tile_rows, tile_sizes, tile_slots, positions, out, sinks,
-        inner, factor, q.stride(0), q.stride(1), block_tables.stride(0),
+        inner, factor, value_scale, q.stride(0), q.stride(1), block_tables.stride(0),
         PARTS=parts,
         TOKENS=tokens,
         ROWS=num_rows,
@@ -116,6 +118,7 @@ def _prefill(
     sinks,
     inner,
     factor,
+    value_scale,
     q_token_stride,
     q_head_stride,
     table_stride,
@@ -151,7 +154,7 @@ def _prefill(
     token = first_row.to(tl.int64) + pair // GROUP
     real = pair < size * GROUP
     queries = q + token * q_token_stride + head * q_head_stride
-    query = load_rows(queries, real, dim, True, HEAD_DIM)
+    query = load_rows(queries, real, dim, True, HEAD_DIM, q.dtype.element_ty)
     maximum = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     if SINKS:
@@ -181,7 +184,7 @@ def _prefill(
                 dim, inner, factor, stretch != 1,
                 KV_HEADS, HEAD_DIM, PER_BLOCK, TILE, MASK, MASK_SIZE, SOFT_CAP, PRECISION,
             )  # fmt: skip
-    result = (summed / total[:, None]).to(out.dtype.element_ty)
+    result = (summed / total[:, None] * value_scale).to(out.dtype.element_ty)
     out_rows = out + (token * (KV_HEADS * GROUP) + head) * HEAD_DIM
     written = real[:, None] & (dim < HEAD_DIM)[None, :]
     tl.store(out_rows[:, None] + dim[None, :], result, mask=written)
@@ -225,9 +228,9 @@ def _walk(
         stored = (seen >= begin) & (seen < end)
         keys = key_rows(pool, blocks, position, kv_head, TILE, PER_BLOCK, KV_HEADS, HEAD_DIM)
         blocks = load_blocks(table, position + TILE, end, TILE, PER_BLOCK)
-        key = load_rows(keys, stored, dim, MASKED, HEAD_DIM)
+        key = load_rows(keys, stored, dim, MASKED, HEAD_DIM, query.dtype)
         values = keys + KV_HEADS * PER_BLOCK * HEAD_DIM
-        value = load_rows(values, stored, dim, MASKED, HEAD_DIM)
+        value = load_rows(values, stored, dim, MASKED, HEAD_DIM, query.dtype)
         raw = capped(tl.dot(query, key.T, input_precision=PRECISION), inner, SOFT_CAP)
         if MASKED:
             visible = (seen[None, :] <= own[:, None]) & (seen[None, :] >= earliest[:, None])

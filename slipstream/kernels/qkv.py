@@ -49,8 +49,18 @@ def _scaled(x, factor):
 
 
 @triton.jit
+def _stored(x, scale, dtype: tl.constexpr):
+    """What the cache holds of keys or values: as they are, or what attention.kv_scale says."""
+    if dtype == tl.float8e4nv:
+        # Exactly rounded, so that every device stores the same; and NaN is not to become a number.
+        x = tl.math.div_rn(x.to(tl.float32), scale)
+        x = tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(dtype)
+
+
+@triton.jit
 def _prepare_qkv(
-    qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, eps,
+    qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, eps, key_scale, value_scale,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr,
     TOKENS_PER_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr, NORM_AFTER: tl.constexpr,
     HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, PDL: tl.constexpr,
@@ -116,16 +126,19 @@ def _prepare_qkv(
             block = slot // TOKENS_PER_BLOCK
             offset = slot % TOKENS_PER_BLOCK
             place = pool + block * 2 * plane + (head[:, None] * TOKENS_PER_BLOCK + offset) * SIZE
+            cached: tl.constexpr = pool.dtype.element_ty
+            further = place + plane
             v1 = tl.load(values + columns1[None, :], mask=mask)
             v2 = tl.load(values + columns2[None, :], mask=mask)
-            tl.store(place + columns1[None, :], y1, mask=mask)
-            tl.store(place + columns2[None, :], y2, mask=mask)
-            tl.store(place + plane + columns1[None, :], v1, mask=mask)
-            tl.store(place + plane + columns2[None, :], v2, mask=mask)
+            tl.store(place + columns1[None, :], _stored(y1, key_scale, cached), mask=mask)
+            tl.store(place + columns2[None, :], _stored(y2, key_scale, cached), mask=mask)
+            tl.store(further + columns1[None, :], _stored(v1, value_scale, cached), mask=mask)
+            tl.store(further + columns2[None, :], _stored(v2, value_scale, cached), mask=mask)
             if REST > 0:
                 v3 = tl.load(values + columns3[None, :], mask=mask_rest)
+                y3, v3 = _stored(y3, key_scale, cached), _stored(v3, value_scale, cached)
                 tl.store(place + columns3[None, :], y3, mask=mask_rest)
-                tl.store(place + plane + columns3[None, :], v3, mask=mask_rest)
+                tl.store(further + columns3[None, :], v3, mask=mask_rest)
 
 
 def prepare_qkv(
@@ -142,6 +155,8 @@ def prepare_qkv(
     eps: float = 0.0,
     norm_after_rope: bool = False,
     q_factor: torch.Tensor | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> None:
     """Makes queries ready in place and writes keys and values to the cache, in one launch.
 
@@ -151,7 +166,8 @@ def prepare_qkv(
     gives them; the other way round if norm_after_rope. Queries are then multiplied by q_factor,
     ``[tokens]`` in all.
 
-    pool: one layer, ``[blocks, 2, kv_heads, tokens_per_block, head_dim]``, contiguous, qkv's dtype.
+    pool: one layer, ``[blocks, 2, kv_heads, tokens_per_block, head_dim]``, contiguous, qkv's dtype;
+    or float8_e4m3fn, where keys over key_scale and values over value_scale are stored, saturated.
     write_slots: int64 ``[tokens]``, ``block * tokens_per_block + offset``, or -1 for a token whose
     keys and values are not wanted. The keys in qkv stay as they were: only the cache gets the new
     ones.
@@ -164,7 +180,7 @@ def prepare_qkv(
     rest = triton.next_power_of_2(size - dim) if dim < size else 0
     grid = (tokens, triton.cdiv(queries, _HEADS) + triton.cdiv(kv_heads, _HEADS))
     _prepare_qkv[grid](
-        qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, eps,
+        qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, eps, key_scale, value_scale,
         QUERIES=queries, KEYS=kv_heads, SIZE=size, DIM=dim, TOKENS_PER_BLOCK=pool.shape[3],
         INTERLEAVED=style == "interleaved", NORM_AFTER=norm_after_rope,
         HEADS=_HEADS, PAIRS=triton.next_power_of_2(dim // 2), REST=rest,

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from slipstream.kernels.activation import ACTIVATIONS, activated_product
 from slipstream.kernels.overlap import await_inputs, launch_options
 
 MAX_ROWS = 64
@@ -29,20 +30,22 @@ class SkinnyConfig:
 
 
 _VECTOR = (
+    SkinnyConfig(8, 512, 1, 4, 3, dot=False),
+    SkinnyConfig(2, 1024, 1, 4, 3, dot=False),
     SkinnyConfig(4, 1024, 1, 4, 3, dot=False),
     SkinnyConfig(2, 2048, 1, 4, 3, dot=False),
     SkinnyConfig(4, 2048, 1, 8, 3, dot=False),
-    SkinnyConfig(1, 4096, 1, 4, 3, dot=False),
 )
 _FEW_ROWS = (
     *(SkinnyConfig(64, 128, splits, 4, 5) for splits in (1, 2, 4)),
     SkinnyConfig(128, 128, 1, 8, 4),
-    SkinnyConfig(32, 256, 1, 4, 4),
+    SkinnyConfig(128, 64, 1, 4, 6),
 )
 _MORE_ROWS = (
     *(SkinnyConfig(64, 128, splits, 4, 4) for splits in (1, 2, 4)),
-    *(SkinnyConfig(128, 64, splits, 4, 5) for splits in (1, 2)),
-    *(SkinnyConfig(128, 128, splits, 8, 3) for splits in (1, 2)),
+    *(SkinnyConfig(128, 64, splits, 8, 6) for splits in (1, 2)),
+    SkinnyConfig(128, 128, 4, 8, 3),
+    SkinnyConfig(256, 64, 1, 8, 4),
 )
 
 
@@ -77,19 +80,49 @@ def _rows_of(x, row, rows, entry, EVEN: tl.constexpr, K: tl.constexpr):
     return tl.load(x + row[None, :] * K + entry[:, None], mask=used, other=0.0)
 
 
+@triton.jit
+def _rows_of_tile(tile, N: tl.constexpr, BLOCK_N: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Which rows of w: with an activation, half of them gates and then their ups."""
+    place = tl.arange(0, BLOCK_N)
+    if ACTIVATION is None:
+        return tile * BLOCK_N + place
+    else:
+        half: tl.constexpr = BLOCK_N // 2
+        return tile * half + place % half + place // half * (N // 2)
+
+
+@triton.jit
+def _store(
+    out, sums, tile, row, rows, N: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """sums: ``[BLOCK_N, ROWS]``, of the rows of w that ``_rows_of_tile`` gives."""
+    value = sums.to(out.dtype.element_ty)
+    width: tl.constexpr = N if ACTIVATION is None else N // 2
+    if ACTIVATION is None:
+        column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    else:
+        half: tl.constexpr = BLOCK_N // 2
+        gate, up = tl.split(value.reshape(2, half, ROWS).permute(1, 2, 0))
+        value = activated_product(gate, up, ACTIVATION)
+        column = tile * half + tl.arange(0, half)
+    stored = (column < width)[:, None] & (row < rows)[None, :]
+    tl.store(out + row[None, :] * width + column[:, None], value, mask=stored)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _tiles(
     x, w, out, parts, arrivals, rows, N: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr,
-    PDL: tl.constexpr,
+    ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     split = tl.program_id(1)
     share: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
     even: tl.constexpr = K % (BLOCK_K * SPLITS) == 0
     row = tl.arange(0, ROWS)
-    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    weights = w + (column % N).to(tl.int64)[:, None] * K  # past the end: read, never stored
+    of_w = _rows_of_tile(tile, N, BLOCK_N, ACTIVATION)
+    weights = w + (of_w % N).to(tl.int64)[:, None] * K  # past the end: read, never stored
     # The first of the weights travel while the kernel that makes x still runs.
     first = split * share + tl.arange(0, BLOCK_K)
     part = _part_of(weights, first, even, K)
@@ -101,12 +134,11 @@ def _tiles(
         entry = split * share + start + tl.arange(0, BLOCK_K)
         part = _part_of(weights, entry, even, K)
         sums = tl.dot(part, _rows_of(x, row, rows, entry, even, K), sums)
-    stored = (column < N)[:, None] & (row < rows)[None, :]
-    place = row[None, :] * N + column[:, None]
     if SPLITS == 1:
-        tl.store(out + place, sums.to(out.dtype.element_ty), mask=stored)
+        _store(out, sums, tile, row, rows, N, BLOCK_N, ROWS, ACTIVATION)
     else:
-        tl.store(parts + split * rows * N + place, sums, mask=stored)
+        place = (tile * SPLITS * ROWS + row[None, :]) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        tl.store(parts + place + split * ROWS * BLOCK_N, sums)
         tl.debug_barrier()
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrivals + tile, 0)
@@ -114,19 +146,18 @@ def _tiles(
             total = tl.zeros([BLOCK_N, ROWS], tl.float32)
             for other in tl.static_range(SPLITS):
                 # Past L1, which does not see what other SMs wrote.
-                total += tl.load(
-                    parts + other * rows * N + place, mask=stored, other=0.0, cache_modifier=".cg"
-                )
-            tl.store(out + place, total.to(out.dtype.element_ty), mask=stored)
+                total += tl.load(parts + place + other * ROWS * BLOCK_N, cache_modifier=".cg")
+            _store(out, total, tile, row, rows, N, BLOCK_N, ROWS, ACTIVATION)
 
 
 @triton.jit
 def _vector(
     x, w, out, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
+    ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weights = w + (column % N).to(tl.int64)[:, None] * K
+    tile = tl.program_id(0)
+    of_w = _rows_of_tile(tile, N, BLOCK_N, ACTIVATION)
+    weights = w + (of_w % N).to(tl.int64)[:, None] * K
     # The first of the weights travel while the kernel that makes x still runs.
     entry = tl.arange(0, BLOCK_K)
     part = _part_of(weights, entry, K % BLOCK_K == 0, K)
@@ -141,7 +172,8 @@ def _vector(
         entry = following
     inputs = tl.load(x + entry, mask=entry < K, other=0.0).to(tl.float32)
     sums += part.to(tl.float32) * inputs[None, :]
-    tl.store(out + column, tl.sum(sums, 1).to(out.dtype.element_ty), mask=column < N)
+    total = tl.sum(sums, 1)[:, None]
+    _store(out, total, tile, tl.arange(0, 1), 1, N, BLOCK_N, 1, ACTIVATION)
 
 
 def skinny_linear(
@@ -150,38 +182,44 @@ def skinny_linear(
     arrivals: torch.Tensor,
     config: SkinnyConfig,
     out: torch.Tensor | None = None,
+    *,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """``x @ w.T`` as ``[rows, N]``, summed in float32 in an order that config alone decides.
 
     x: ``[rows, K]``, contiguous, up to MAX_ROWS rows; w: ``[N, K]``, contiguous, as ``nn.Linear``
     keeps it; both bfloat16 or float16. arrivals: int32, at least ``[ceil(N / block_n)]``, the
     caller's: zero before the first call, and zero again after each. Two calls that may run at once
-    need two of them. ``out``, if given, takes the result.
+    need two of them. With an ``activation``, one of ACTIVATIONS, the first half of w are gates and
+    the result is what ``gated_activation`` makes of the product, ``[rows, N / 2]``. ``out``, if
+    given, takes the result. Raises ValueError for an unknown activation.
     """
+    if activation not in (None, *ACTIVATIONS):
+        raise ValueError(f"activation: {activation!r} is none of {', '.join(ACTIVATIONS)}")
     rows, k = x.shape
     n = w.shape[0]
     if out is None:
-        out = x.new_empty(rows, n)
+        out = x.new_empty(rows, n if activation is None else n // 2)
     grid = (triton.cdiv(n, config.block_n), config.splits)
-    shape = {"N": n, "K": k, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+    if activation is not None:
+        grid = (triton.cdiv(n // 2, config.block_n // 2), config.splits)
+    shape = {
+        "N": n,
+        "K": k,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "ACTIVATION": activation,
+    }
     options = {"num_warps": config.warps, "num_stages": config.stages}
     options |= launch_options()
     if not config.dot:
         _vector[grid[:1]](x, w, out, **shape, **options)
         return out
+    padded = max(16, triton.next_power_of_2(rows))
     parts = out
     if config.splits > 1:
-        parts = x.new_empty(config.splits, rows, n, dtype=torch.float32)
+        parts = x.new_empty(config.splits * grid[0] * config.block_n * padded, dtype=torch.float32)
     _tiles[grid](
-        x,
-        w,
-        out,
-        parts,
-        arrivals,
-        rows,
-        SPLITS=config.splits,
-        ROWS=max(16, triton.next_power_of_2(rows)),
-        **shape,
-        **options,
+        x, w, out, parts, arrivals, rows, SPLITS=config.splits, ROWS=padded, **shape, **options
     )
     return out

@@ -47,16 +47,35 @@ def expand_tokens(
 
 
 def keep_tokens(
-    sampled: torch.Tensor, slots: torch.Tensor, last_tokens: torch.Tensor, vocab_size: int
+    sampled: torch.Tensor,
+    slots: torch.Tensor,
+    last_tokens: torch.Tensor,
+    vocab_size: int,
+    received: torch.Tensor,
+    arrived: torch.Tensor,
 ) -> None:
-    """Makes ``sampled`` int32 ``[rows]`` the last tokens of their slots.
+    """Makes what was sampled the last tokens of their slots, and writes it to the host's memory.
 
-    What a broken row sampled may be anything; it is kept within the vocabulary, since the next step
-    looks it up before the host can end the sequence.
+    sampled: int32 ``[2, rows]``, tokens and whether each comes of finite logits. arrived: int32
+    ``[depth, 2, most rows]``, pinned host memory, of which row ``(received - 1) % depth`` takes
+    both as they are; see ``receive_step``. A token of a broken row may be anything; in last_tokens
+    it is kept within the vocabulary, since the next step looks it up before the host can end the
+    sequence.
     """
-    rows = sampled.shape[0]
+    rows = sampled.shape[1]
     _keep[(triton.cdiv(rows, _BLOCK),)](
-        sampled, slots, last_tokens, rows, vocab_size, BLOCK=_BLOCK, **launch_options()
+        sampled,
+        slots,
+        last_tokens,
+        received,
+        arrived,
+        rows,
+        sampled.stride(0),
+        arrived.shape[0],
+        arrived.shape[2],
+        vocab_size,
+        BLOCK=_BLOCK,
+        **launch_options(),
     )
 
 
@@ -92,11 +111,28 @@ def _expand(
     tl.store(write_slots + group.to(tl.int64) * tokens + token, place, here)
 
 
-@triton.jit(do_not_specialize=["rows", "vocab_size"])
-def _keep(sampled, slots, last_tokens, rows, vocab_size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+@triton.jit(do_not_specialize=["rows", "stride", "depth", "most_rows", "vocab_size"])
+def _keep(
+    sampled,
+    slots,
+    last_tokens,
+    received,
+    arrived,
+    rows,
+    stride,
+    depth,
+    most_rows,
+    vocab_size,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
     await_inputs(PDL)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = row < rows
     token = tl.load(sampled + row, here, other=0)
+    finite = tl.load(sampled + stride + row, here, other=0)
+    place = arrived + (tl.load(received) - 1) % depth * 2 * most_rows
+    tl.store(place + row, token, here)
+    tl.store(place + most_rows + row, finite, here)
     token = tl.minimum(tl.maximum(token, 0), vocab_size - 1)
     tl.store(last_tokens + tl.load(slots + row, here, other=0), token, here)

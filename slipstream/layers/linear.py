@@ -49,11 +49,31 @@ class Linear(nn.Linear):
             torch.mm(x, self.weight.t(), out=out)
 
     def _few_rows_product(
-        self, x: torch.Tensor, out: torch.Tensor | None = None
+        self, x: torch.Tensor, out: torch.Tensor | None = None, activation: str | None = None
     ) -> torch.Tensor | None:
         """The product by a kernel of ours, None where torch's is to be used."""
         if self.few_rows is None or (config := self.few_rows.config(x.shape[0])) is None:
             return None
         from slipstream.kernels.skinny_linear import skinny_linear
 
-        return skinny_linear(x, self.weight, self.few_rows.arrivals, config, out)
+        arrivals = self.few_rows.arrivals
+        return skinny_linear(x, self.weight, arrivals, config, out, activation=activation)
+
+
+class GatedLinear(Linear):
+    """Gate and up of a feed-forward block in one matrix, gate first, and their product."""
+
+    def __init__(
+        self, in_features: int, inner: int, activation: str, *, bias: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__(in_features, 2 * inner, bias=bias, dtype=dtype)
+        self.activation = activation
+
+    def gated_by_kernels(self, x: torch.Tensor) -> torch.Tensor:
+        """``act(gate) * up`` where ``has_kernels``. x: ``[rows, in]``, result ``[rows, inner]``."""
+        product = self._few_rows_product(x, activation=self.activation)
+        if product is not None:
+            return product
+        from slipstream.kernels.activation import gated_activation
+
+        return gated_activation(F.linear(x, self.weight, self.bias), self.activation)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.layers.device import has_kernels
-from slipstream.layers.linear import Linear
+from slipstream.layers.linear import GatedLinear, Linear
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
@@ -48,20 +48,16 @@ class GatedMlp(nn.Module):
     def __init__(self, hidden_size: int, spec: MlpSpec, dtype: torch.dtype) -> None:
         super().__init__()
         inner = spec.intermediate_size
-        self._name = spec.activation
         self._activation = ACTIVATIONS[spec.activation]
-        self.gate_up = Linear(hidden_size, 2 * inner, bias=spec.bias, dtype=dtype)
+        self.gate_up = GatedLinear(hidden_size, inner, spec.activation, bias=spec.bias, dtype=dtype)
         self.down = Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden_size]``, as is the result."""
-        gate_up = self.gate_up(x)
         if has_kernels(x.device):
-            from slipstream.kernels.activation import gated_activation
-
-            inner = gated_activation(gate_up, self._name)
+            inner = self.gate_up.gated_by_kernels(x)
         else:
-            gate, up = gate_up.chunk(2, dim=-1)
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
             inner = self._activation(gate).mul_(up)
         out: torch.Tensor = self.down(inner)
         return out

@@ -30,6 +30,7 @@ from slipstream.models.families import (
     starcoder,
 )
 from slipstream.models.family import Family
+from slipstream.models.kv_scales import without_kv_scheme
 from slipstream.models.spec import ArchSpec
 
 FAMILIES: tuple[Family, ...] = (
@@ -65,6 +66,7 @@ _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.archi
 
 def describe(values: Mapping[str, Any]) -> tuple[ArchSpec, Family]:
     """What the object in a config.json says. Raises CheckpointError naming the field at fault."""
+    values = without_kv_scheme(values)
     config = ConfigReader(values)
     name, family = family_of(_architectures(config, values))
     return family.arch_spec(config, name), family

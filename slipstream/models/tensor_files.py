@@ -14,6 +14,7 @@ import torch
 
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.family import Family
+from slipstream.models.kv_scale_names import kv_scale_of
 from slipstream.models.mapped_file import MappedFile
 from slipstream.models.safetensors_header import read_safetensors_header
 from slipstream.models.stored_tensor import StoredTensor
@@ -53,13 +54,16 @@ class TensorFiles:
     def check_names(self, expected: Iterable[str], optional: Iterable[str] = ()) -> None:
         """Raises CheckpointError naming the tensors that are missing or not expected.
 
-        ``optional`` tensors may be there without being read.
+        ``optional`` tensors may be there without being read; scales of a KV cache are read where it
+        is made: see kv_scales.
         """
         wanted = {self._stored(name) for name in expected}
         found = {
             name
             for name in self._where
-            if not name.endswith(self._ignored) and not name.startswith(self._ignored_parts)
+            if not name.endswith(self._ignored)
+            and not name.startswith(self._ignored_parts)
+            and kv_scale_of(name) is None
         }
         problems = [
             f"{what} tensors: {_shorten(names)}"

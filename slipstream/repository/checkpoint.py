@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub import HfApi, hf_hub_download
 
 from slipstream.errors import SlipstreamError
+from slipstream.models.kv_scale_names import kv_scale_of
 
 if TYPE_CHECKING:
     from slipstream.models.served import ServedSpec
@@ -24,6 +25,7 @@ ModelImpl = Literal["auto", "native", "transformers"]
 
 _MAX_HEADER = 100_000_000
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+KV_DTYPE_BYTES = {**DTYPE_BYTES, "fp8": 1}
 
 
 class CheckpointError(SlipstreamError, ValueError):
@@ -54,9 +56,9 @@ class CheckpointFacts:
         return self.spec.latent_dim is not None
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        """What is cached of one token in all layers."""
+        """What is cached of one token in all layers; dtype: of KV_DTYPE_BYTES."""
         vectors = self.num_layers * (1 if self.latent else 2 * self.num_kv_heads)
-        return vectors * self.head_dim * DTYPE_BYTES[dtype]
+        return vectors * self.head_dim * KV_DTYPE_BYTES[dtype]
 
     def weight_bytes(self, dtype: str) -> int:
         return self.parameters * DTYPE_BYTES[dtype]
@@ -129,7 +131,7 @@ def _elements(file: Path) -> Counter[str]:
         raise CheckpointError(f"{file}: damaged safetensors header ({error})") from None
     counts: Counter[str] = Counter()
     for name, entry in header.items():
-        if name != "__metadata__":
+        if name != "__metadata__" and kv_scale_of(name) is None:
             counts[entry["dtype"]] += math.prod(entry["shape"])
     return counts
 
@@ -148,8 +150,9 @@ def _elements_of_archive(file: Path) -> Counter[str]:
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     counts: Counter[str] = Counter()
-    for stored in tensors.values():
-        counts["U8" if stored.dtype == "uint8" else stored.dtype] += stored.elements
+    for name, stored in tensors.items():
+        if kv_scale_of(name) is None:
+            counts["U8" if stored.dtype == "uint8" else stored.dtype] += stored.elements
     return counts
 
 

@@ -60,6 +60,7 @@ class Plan:
     facts: CheckpointFacts
     memory: Memory
     dtype: str
+    kv_dtype: str
     weight_bytes: int
     kv_bytes_per_token: int
     tokens_per_block: int
@@ -136,10 +137,10 @@ class Plan:
         facts = self.facts
         if facts.latent:
             layers = f"{facts.num_layers} layers x {facts.head_dim} latent"
-            return f"{layers} x {self.dtype} = {size(self.kv_bytes_per_token)}"
+            return f"{layers} x {self.kv_dtype} = {size(self.kv_bytes_per_token)}"
         return (
             f"2 x {facts.num_layers} layers x {facts.num_kv_heads} heads x {facts.head_dim} x "
-            f"{self.dtype} = {size(self.kv_bytes_per_token)}"
+            f"{self.kv_dtype} = {size(self.kv_bytes_per_token)}"
         )
 
 
@@ -191,16 +192,18 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
             f"{facts.name} does not fit: weights take {facts.parameters:,} x {dtype} = "
             f"{size(weights)}, {memory.device} has {size(memory.free)} free"
         )
+    kv_dtype = _kv_dtype(config, facts, dtype)
     max_seq_len = _max_seq_len(config, facts)
     groups, least, budget, source = _groups(
-        config, facts, dtype, max_seq_len, memory.free - weights
+        config, facts, kv_dtype, max_seq_len, memory.free - weights
     )
     plan = Plan(
         facts=facts,
         memory=memory,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         weight_bytes=weights,
-        kv_bytes_per_token=facts.kv_bytes_per_token(dtype),
+        kv_bytes_per_token=facts.kv_bytes_per_token(kv_dtype),
         tokens_per_block=config.kv_cache.tokens_per_block,
         kv_budget=budget,
         budget_source=source,
@@ -229,8 +232,20 @@ def _serving_dtype(asked: str, facts: CheckpointFacts, memory: Memory) -> str:
     return facts.stored_dtype
 
 
+def _kv_dtype(config: SlipstreamConfig, facts: CheckpointFacts, dtype: str) -> str:
+    asked = config.kv_cache.kv_cache_dtype
+    if asked == "auto":
+        return dtype
+    if facts.latent:
+        raise PlanError(
+            f"kv_cache_dtype is {asked!r}; {facts.name} caches latent vectors (multi-head latent "
+            "attention), which are served in the model's dtype alone"
+        )
+    return asked
+
+
 def _groups(
-    config: SlipstreamConfig, facts: CheckpointFacts, dtype: str, max_seq_len: int, free: int
+    config: SlipstreamConfig, facts: CheckpointFacts, kv_dtype: str, max_seq_len: int, free: int
 ) -> tuple[tuple[GroupPlan, ...], int, int, str]:
     """The groups as a worker makes them, what it needs of each, the budget and its name."""
     # The worker's own arithmetic; torch, which comes with it, is loaded only by who plans.
@@ -241,7 +256,7 @@ def _groups(
     serving = Serving(block, max_seq_len, scheduler.max_num_seqs, scheduler.max_num_tokens)
     groups = kv_groups(facts.spec, max_seq_len)
     masks = [group.mask for group in groups]
-    per_layer = facts.kv_bytes_per_token(dtype) * block // facts.num_layers
+    per_layer = facts.kv_bytes_per_token(kv_dtype) * block // facts.num_layers
     sizes = [per_layer * len(group.layers) for group in groups]
     if cache.kv_cache_tokens:
         pools = pools_for_tokens(masks, serving, cache.kv_cache_tokens)

@@ -34,6 +34,7 @@ class WorkerConfig(BaseModel):
     max_num_seqs: int = Field(default=64, ge=1, le=65536)
     max_num_tokens: int = Field(default=2048, ge=1)
     max_seq_len: int = Field(default=0, ge=0)
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     kv_cache_bytes: int = Field(default=0, ge=0)
     kv_cache_tokens: int = Field(default=0, ge=0)
     kv_cache_fraction: float = Field(default=0.0, ge=0.0, le=1.0)

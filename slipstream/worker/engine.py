@@ -16,6 +16,7 @@ import torch
 
 from slipstream.attention.interface import BatchLayout
 from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.kv_scale import KvScale
 from slipstream.attention.paged_sdpa import PagedSdpa
 from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup
@@ -44,6 +45,10 @@ class LogitRows:
     @classmethod
     def of(cls, num_tokens: IntArray, flags: npt.NDArray[np.uint32]) -> LogitRows:
         samples = (flags & SeqFlag.SAMPLE) != 0
+        if samples.all() and num_tokens.max(initial=0) == 1:  # one row each, whatever else it wants
+            each = np.arange(samples.size)
+            context = ((flags & SeqFlag.CONTEXT_LOGITS) != 0).astype(np.int64)
+            return cls(each, each, each, context, each)
         context = np.where(flags & SeqFlag.CONTEXT_LOGITS, num_tokens, 0)
         counts = np.where(context, context, samples)
         ends = np.cumsum(counts)
@@ -75,8 +80,8 @@ class PendingStep:
 class ModelRunner:
     """A loaded model with its KV caches and slots: everything of a worker but the connection.
 
-    ``caches``: one for each of ``groups``. ``expert_load`` counts from now on what each expert
-    computes; None without experts.
+    ``caches``: one for each of ``groups``. ``kv_scales``: layer by layer, for FP8 caches alone.
+    ``expert_load`` counts from now on what each expert computes; None without experts.
     """
 
     def __init__(
@@ -87,10 +92,12 @@ class ModelRunner:
         *,
         max_num_seqs: int,
         max_seq_len: int,
+        kv_scales: Sequence[KvScale] | None = None,
     ) -> None:
         self.decoder = decoder
         self.groups = tuple(groups)
         self.caches = tuple(caches)
+        self.kv_scales = kv_scales
         self.max_seq_len = max_seq_len
         self.device = decoder.device
         self.expert_load = decoder.expert_load() if isinstance(decoder, Decoder) else None
@@ -106,7 +113,14 @@ class ModelRunner:
     def _attention(self) -> PagedSdpa:
         spec = self.decoder.spec
         layers = [group.layers for group in self.groups]
-        return PagedSdpa(self.caches, layers, spec.num_heads, spec.scores)
+        return PagedSdpa(
+            self.caches,
+            layers,
+            spec.num_heads,
+            spec.scores,
+            dtype=self.decoder.dtype,
+            scales=self.kv_scales,
+        )
 
     def step(self, plan: StepPlan) -> StepResult:
         """Applies one plan and returns its result."""

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Applies step plans to a decoder on an NVIDIA GPU without ever waiting for it.
 
-Block tables and the last token of every slot live on the GPU. A step is one copy of its small
-arrays, a replayed CUDA graph (or the same kernels one by one, where none was captured for its
-shape), and one copy back; the next step can be enqueued before its tokens have arrived. What needs
-them on the host first, such as penalties, is sampled there and then, and waits.
+Block tables and the last token of every slot live on the GPU. A step is a replayed CUDA graph (or
+the same kernels one by one, where none was captured for its shape), whose first kernel reads the
+step's small arrays in the host's memory and whose last one writes the tokens there; the next step
+can be enqueued before they have arrived. What needs tokens on the host first, such as penalties, is
+sampled there and then, and waits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from slipstream.attention.kv_cache import KvCache
+from slipstream.attention.kv_scale import KvScale
 from slipstream.attention.paged_triton import DeviceBatch, PagedTriton
 from slipstream.kernels.argmax import greedy
 from slipstream.kernels.sampling import draw_rows
@@ -28,15 +30,18 @@ from slipstream.models.kv_groups import KvGroup
 from slipstream.sampling.rng import uniform
 from slipstream.worker.engine import IntArray, LogitRows, ModelRunner, PendingStep
 from slipstream.worker.frames import StepPlan, StepResult
-from slipstream.worker.slots import BlockEntries, PlanError
+from slipstream.worker.slots import PlanError
 from slipstream.worker.staging import DeviceStep, HostStep, Staging, StepShape
 
 Progress = Callable[[float, str], None]
 
 _DEPTH = 4  # steps whose buffers are kept apart; at most two are in flight
+# What exceeds a round number of tokens by a few, such as prompts and the sequences that decode
+# beside them, must not be computed as the next one: a thousand tokens take as long as five steps.
+_ROUND_TOKENS = (*range(1024, 4096, 512), *range(4096, 8193, 1024))
 _MIXED_TOKENS = (
-    *(64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048),
-    *(3072, 4096, 6144, 8192),
+    *(64, 96, 128, 192, 256, 384, 512, 640, 768),
+    *(tokens + more for tokens in _ROUND_TOKENS for more in (0, 64)),
 )
 _MORE_TILES = 64  # of a mixed graph, beyond what its tokens fill: as many prompts may end midway
 _FEW_SAMPLES = 32  # in mixed graphs: rows of logits cost as much as tokens
@@ -62,9 +67,15 @@ class GraphRunner(ModelRunner):
         max_num_seqs: int,
         max_seq_len: int,
         max_num_tokens: int,
+        kv_scales: Sequence[KvScale] | None = None,
     ) -> None:
         super().__init__(
-            decoder, groups, caches, max_num_seqs=max_num_seqs, max_seq_len=max_seq_len
+            decoder,
+            groups,
+            caches,
+            max_num_seqs=max_num_seqs,
+            max_seq_len=max_seq_len,
+            kv_scales=kv_scales,
         )
         spec, device = decoder.spec, decoder.device
         layers = [group.layers for group in self.groups]
@@ -75,6 +86,7 @@ class GraphRunner(ModelRunner):
             spec.scores,
             max_decodes=max_num_seqs,
             max_positions=max_seq_len,
+            scales=kv_scales,
         )
         self._max_num_tokens = max_num_tokens
         self._per_block = self.caches[0].shape.tokens_per_block
@@ -86,7 +98,13 @@ class GraphRunner(ModelRunner):
         )
         tokens = max(max_num_tokens, max_num_seqs)  # a graph of decodes may be larger than a step
         # Mixed graphs are a little larger than any step: see _mixed_shapes.
-        largest = StepShape(tokens, max_num_seqs, tokens + _MORE_TILES, max_num_seqs)
+        largest = StepShape(
+            tokens,
+            max_num_seqs,
+            tokens + _MORE_TILES,
+            max_num_seqs,
+            self._room_for_blocks(tokens),
+        )
         self._staging = Staging(largest, _DEPTH, device)
         self._write_slots = torch.zeros(groups_ * tokens, dtype=torch.int64, device=device)
         self._logits_of_samples = torch.zeros(
@@ -94,12 +112,11 @@ class GraphRunner(ModelRunner):
         )
         # Tokens, and whether the row that each came from was finite.
         self._sampled = torch.zeros((2, max_num_seqs), dtype=torch.int32, device=device)
-        self._arrived = [
-            torch.zeros((2, max_num_seqs), dtype=torch.int32, pin_memory=True)
-            for _ in range(_DEPTH)
-        ]
+        self._arrived = torch.zeros((_DEPTH, 2, max_num_seqs), dtype=torch.int32, pin_memory=True)
+        self._arrived_on_host = self._arrived.numpy()
         self._arrivals = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
-        self._turn = 0
+        self._stream = torch.cuda.current_stream(device)
+        self._events = [torch.cuda.Event() for _ in range(_DEPTH)]
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._decode_sizes: list[int] = []
         self._mixed: list[StepShape] = []  # by tokens, then samples
@@ -110,17 +127,15 @@ class GraphRunner(ModelRunner):
         largest first, so that all share the memory of the first."""
         sizes = graph_sizes(self._padding)
         mixed = self._mixed_shapes()
-        shapes = [*map(_decode_shape, sizes), *mixed]
+        shapes = [*map(self._decode_shape, sizes), *mixed]
         pool = torch.cuda.graph_pool_handle()
         for done, shape in enumerate(sorted(shapes, key=lambda s: -s.tokens)):
             progress(done / len(shapes), f"capturing CUDA graphs: {shape.tokens} tokens")
             _clear(self._staging.begin(shape), self._padding)
-            self._staging.send(shape)
-            step = DeviceStep(self._staging.device_buffer, shape)
-            self._compute(step)  # compiles and chooses kernels, which a capture must not
+            self._compute(shape)  # compiles and chooses kernels, which a capture must not
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                self._compute(step)
+                self._compute(shape)
             self._graphs[shape] = graph
         self._decode_sizes, self._mixed = sizes, mixed
 
@@ -132,11 +147,20 @@ class GraphRunner(ModelRunner):
                 min(tokens, self._padding),
                 -(-tokens // self._kernels.tile_tokens) + _MORE_TILES,
                 samples,
+                self._room_for_blocks(tokens),
             )
             for tokens in _MIXED_TOKENS
             if tokens <= self._max_num_tokens
             for samples in sorted({few, min(tokens, self._padding)})
         ]
+
+    def _decode_shape(self, sequences: int) -> StepShape:
+        return StepShape(sequences, sequences, 0, sequences, sequences * len(self.groups))
+
+    def _room_for_blocks(self, tokens: int) -> int:
+        """As many as a step of this size fills, of whatever sequences; not those that it reuses."""
+        sequences = min(tokens, self._padding)
+        return (tokens // self._per_block + sequences) * len(self.groups)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -160,22 +184,16 @@ class GraphRunner(ModelRunner):
                 f"step {plan.step_id} has {plan.token_ids.size} tokens, max_num_tokens is "
                 f"{self._max_num_tokens}"
             )
-        slots = super()._apply(plan)
-        if self._slots.appended is not None:
-            self._append_blocks(self._slots.appended)
-        return slots
+        return super()._apply(plan)
 
     def _pending(self, result: StepResult, rows: LogitRows, picks: IntArray) -> PendingStep:
-        turn = self._turn = (self._turn + 1) % _DEPTH
-        arrived = self._arrived[turn]
-        if picks.size:
-            arrived.copy_(self._sampled, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
+        turn = self._staging.turn
+        arrived, event = self._arrived_on_host[turn], self._events[turn]
+        event.record(self._stream)
 
         def finish() -> StepResult:
             event.synchronize()
-            tokens, finite = arrived.numpy()[:, picks]
+            tokens, finite = arrived[:, picks]
             self._add_tokens(result, rows, tokens, finite != 0)
             result.end_ns = time.monotonic_ns()
             return result
@@ -196,8 +214,8 @@ class GraphRunner(ModelRunner):
     ) -> StepResult:
         logits, sampled = None, None
         if rows.context_rows.any():
-            step = self._stage_mixed(plan, slots, num_tokens, rows, graphs=False)
-            logits = self._logits(self._hidden(step), rows)
+            shape = self._stage_mixed(plan, slots, num_tokens, rows, graphs=False)
+            logits = self._logits(self._hidden(self._receive(shape)), rows)
         elif slots.size:
             picks = self._enqueue(plan, slots, num_tokens, rows)
             logits = self._logits_of_samples[self._tensor(picks)].float()
@@ -205,13 +223,21 @@ class GraphRunner(ModelRunner):
             sampled = self._sample(logits, plan, slots, num_tokens, rows)
         return self._result(plan, slots, rows, logits, sampled)
 
-    def _append_blocks(self, added: BlockEntries) -> None:
+    def _new_blocks(self, host: HostStep) -> None:
+        """Tells the device what the plan has added to block tables."""
+        added = self._slots.appended
+        if added is None:
+            return
         num_groups, num_slots, width = self._tables.shape
-        place = added.slots * width + added.entries
-        places = np.arange(num_groups)[:, None] * (num_slots * width) + place
-        update = np.stack((places.ravel(), added.block_ids.ravel()))
-        # A copy from pageable memory would wait for all that is enqueued. Torch keeps the pinned
-        # memory until the copy is done.
+        entry = added.slots * width + added.entries
+        entries = (np.arange(num_groups)[:, None] * (num_slots * width) + entry).ravel()
+        if entries.size <= host.new_entries.size:
+            host.new_entries[: entries.size] = entries
+            host.new_blocks[: entries.size] = added.block_ids.ravel()
+            return
+        # A long prefix is reused. A copy from pageable memory would wait for all that is enqueued;
+        # torch keeps the pinned memory until the copy is done.
+        update = np.stack((entries, added.block_ids.ravel()))
         on_device = torch.from_numpy(update).pin_memory().to(self.device, non_blocking=True)
         self._tables.view(-1).index_copy_(0, on_device[0], on_device[1].int())
 
@@ -222,15 +248,15 @@ class GraphRunner(ModelRunner):
         ``_sampled``."""
         if num_tokens.max() == 1 and self._decode_sizes and slots.size <= self._decode_sizes[-1]:
             at = bisect.bisect_left(self._decode_sizes, slots.size)
-            shape = _decode_shape(self._decode_sizes[at])
+            shape = self._decode_shape(self._decode_sizes[at])
             self._stage_decode(shape, plan, slots, rows)
             self._graphs[shape].replay()
             return rows.sampled_seqs
-        step = self._stage_mixed(plan, slots, num_tokens, rows, graphs=True)
-        if step.shape in self._graphs:
-            self._graphs[step.shape].replay()
+        shape = self._stage_mixed(plan, slots, num_tokens, rows, graphs=True)
+        if shape in self._graphs:
+            self._graphs[shape].replay()
         else:
-            self._compute(step)
+            self._compute(shape)
         return np.arange(rows.sampled_seqs.size)
 
     def _stage_decode(
@@ -247,7 +273,7 @@ class GraphRunner(ModelRunner):
         host.decode_slots[:count] = slots
         known = plan.first_position.astype(np.int64) + 1
         self._fill_samples(host, rows.sampled_seqs, slots, known, rows.sampled_seqs)
-        self._staging.send(shape)
+        self._new_blocks(host)
 
     def _stage_mixed(
         self,
@@ -257,13 +283,19 @@ class GraphRunner(ModelRunner):
         rows: LogitRows,
         *,
         graphs: bool,
-    ) -> DeviceStep:
+    ) -> StepShape:
         """Chunks and single tokens; with ``graphs`` padded to the shape of one that fits."""
         starts = np.cumsum(num_tokens) - num_tokens
         decodes = np.flatnonzero(num_tokens == 1)
         tiles = Tiles.of(plan, num_tokens, starts, self._kernels.tile_tokens)
         seqs = rows.sampled_seqs
-        exact = StepShape(plan.token_ids.size, decodes.size, tiles.rows.size, seqs.size)
+        exact = StepShape(
+            plan.token_ids.size,
+            decodes.size,
+            tiles.rows.size,
+            seqs.size,
+            self._room_for_blocks(plan.token_ids.size),
+        )
         shape = fitting(self._mixed, exact) if graphs else exact
         host = self._staging.begin(shape)
         _clear(host, self._padding)
@@ -279,8 +311,8 @@ class GraphRunner(ModelRunner):
         host.tile_slots[: exact.tiles] = slots[tiles.seqs]
         host.sample_rows[: exact.samples] = (starts + num_tokens - 1)[seqs]
         self._fill_samples(host, np.arange(seqs.size), slots, first + num_tokens, seqs)
-        self._staging.send(shape)
-        return DeviceStep(self._staging.device_buffer, shape)
+        self._new_blocks(host)
+        return shape
 
     def _fill_samples(
         self, host: HostStep, places: IntArray, slots: IntArray, known: IntArray, seqs: IntArray
@@ -323,23 +355,35 @@ class GraphRunner(ModelRunner):
         )
         return self.decoder(step.token_ids, step.positions, self._kernels.plan(batch))
 
-    def _compute(self, step: DeviceStep) -> None:
-        """Forward and sampling, enqueued; leaves tokens in ``_sampled`` and in the slots."""
+    def _receive(self, shape: StepShape) -> DeviceStep:
+        return self._staging.receive(shape, self._tables)
+
+    def _compute(self, shape: StepShape) -> None:
+        """Forward and sampling of the step that was staged, enqueued; leaves tokens in the slots
+        and in ``_arrived``."""
+        step = self._receive(shape)
         hidden = self._hidden(step)
-        rows = step.shape.samples
+        rows = shape.samples
         if not rows:
             return
-        if step.shape != _decode_shape(rows):  # else every row is sampled, in order
+        if shape != self._decode_shape(rows):  # else every row is sampled, in order
             hidden = hidden.index_select(0, step.sample_rows)
         logits = self._logits_of_samples[:rows]
         self.decoder.logits_into(hidden, logits)
-        tokens, finite = self._sampled[0, :rows], self._sampled[1, :rows]
+        sampled = self._sampled[:, :rows]
+        tokens, finite = sampled
         greedy(logits, tokens, finite, self._arrivals)
         draw_rows(
             logits, step.temperature, step.top_k, step.top_p, step.min_p, step.uniform, tokens
         )
-        vocab_size = self.decoder.spec.vocab_size
-        keep_tokens(tokens, step.sample_slots, self._slots.last_token, vocab_size)
+        keep_tokens(
+            sampled,
+            step.sample_slots,
+            self._slots.last_token,
+            self.decoder.spec.vocab_size,
+            self._staging.received,
+            self._arrived,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +427,4 @@ def _clear(host: HostStep, padding_slot: int) -> None:
     host.sample_rows[:] = 0
     host.sample_slots[:] = padding_slot
     host.temperature[:] = 0.0
-
-
-def _decode_shape(sequences: int) -> StepShape:
-    return StepShape(sequences, sequences, 0, sequences)
+    host.new_entries[:] = -1

@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One buffer that carries all of a step's small arrays to the GPU in one copy."""
+"""The small arrays of a step, which the GPU reads in the host's memory as its first act."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,20 +31,25 @@ _ARRAYS: tuple[tuple[str, np.dtype, torch.dtype, str], ...] = (
     ("tile_rows", np.dtype(np.int32), torch.int32, "tiles"),
     ("tile_sizes", np.dtype(np.int32), torch.int32, "tiles"),
     ("tile_slots", np.dtype(np.int32), torch.int32, "tiles"),
+    ("new_entries", np.dtype(np.int32), torch.int32, "new_blocks"),
+    ("new_blocks", np.dtype(np.int32), torch.int32, "new_blocks"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
     """Sizes of a step, padding included: rows of the batch, those that decode, tiles of chunks,
-    and rows that are sampled."""
+    rows that are sampled, and entries that block tables of all groups get."""
 
     tokens: int
     decodes: int
     tiles: int
     samples: int
+    new_blocks: int = 0
 
     def fits(self, larger: StepShape) -> bool:
+        """Whether a step of this shape can be one of a larger one; new blocks that it has no room
+        for can be brought beforehand."""
         return (
             self.tokens <= larger.tokens
             and self.decodes <= larger.decodes
@@ -61,7 +67,8 @@ class StepShape:
 
     @property
     def nbytes(self) -> int:
-        return max(place.stop for _, place, _, _ in self.places())
+        last = max(place.stop for _, place, _, _ in self.places())
+        return -(-last // _ALIGNMENT) * _ALIGNMENT
 
 
 class HostStep:
@@ -82,6 +89,8 @@ class HostStep:
     tile_rows: npt.NDArray[np.int32]
     tile_sizes: npt.NDArray[np.int32]
     tile_slots: npt.NDArray[np.int32]
+    new_entries: npt.NDArray[np.int32]
+    new_blocks: npt.NDArray[np.int32]
 
     def __init__(self, buffer: npt.NDArray[np.uint8], shape: StepShape) -> None:
         for name, place, dtype, _ in shape.places():
@@ -93,7 +102,8 @@ class DeviceStep:
 
     Of each sampled row: the row of the batch, its slot, how it is sampled and the number that
     decides (see ``sampling.draw``). Of each row of the batch: its token (negative: the slot's last
-    one), position and slot. The rest is the attention's: see ``DeviceBatch``.
+    one), position and slot. Of each new block: its place among the entries of all block tables, or
+    -1. The rest is the attention's: see ``DeviceBatch``.
     """
 
     uniform: torch.Tensor
@@ -111,6 +121,8 @@ class DeviceStep:
     tile_rows: torch.Tensor
     tile_sizes: torch.Tensor
     tile_slots: torch.Tensor
+    new_entries: torch.Tensor
+    new_blocks: torch.Tensor
 
     def __init__(self, buffer: torch.Tensor, shape: StepShape) -> None:
         self.shape = shape
@@ -119,26 +131,43 @@ class DeviceStep:
 
 
 class Staging:
-    """Pinned buffers, used in turn, and the device buffer that they are copied to.
+    """Pinned buffers, used in turn, and the device buffer that holds the step that runs.
 
-    A pinned buffer is filled again only after ``depth`` further steps; the caller has waited for
-    the step by then.
+    A copy engine costs more than these few bytes: the first kernel of a step reads them where they
+    are. It finds the buffer whose turn it is by counting the steps it has received, so that one
+    CUDA graph serves all. A pinned buffer is filled again only after ``depth`` further steps; the
+    caller has waited for the step by then.
     """
 
     def __init__(self, largest: StepShape, depth: int, device: torch.device) -> None:
         size = largest.nbytes
-        self.device_buffer = torch.zeros(size, dtype=torch.uint8, device=device)
-        self._pinned = [torch.zeros(size, dtype=torch.uint8, pin_memory=True) for _ in range(depth)]
-        self._host = [buffer.numpy() for buffer in self._pinned]
-        self._turn = 0
+        self.depth = depth
+        self.turn = depth - 1
+        self.received = torch.zeros(1, dtype=torch.int64, device=device)
+        self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
+        self._ring = torch.zeros((depth, size), dtype=torch.uint8, pin_memory=device.type != "cpu")
+        host = self._ring.numpy()
+        # Making the views of a step takes longer than filling them.
+        self._view = lru_cache(1024)(lambda turn, shape: HostStep(host[turn], shape))
 
     def begin(self, shape: StepShape) -> HostStep:
-        """The next host buffer as arrays of this shape, with whatever is in it."""
-        self._turn = (self._turn + 1) % len(self._host)
-        return HostStep(self._host[self._turn], shape)
+        """The buffer of the step to be enqueued next as arrays of this shape, with whatever is in
+        it. ``receive`` must be enqueued once for each."""
+        self.turn = (self.turn + 1) % self.depth
+        return self._view(self.turn, shape)
 
-    def send(self, shape: StepShape) -> None:
-        """Enqueues the copy of what ``begin`` gave."""
-        size = shape.nbytes
-        pinned = self._pinned[self._turn][:size]
-        self.device_buffer[:size].copy_(pinned, non_blocking=True)
+    def receive(self, shape: StepShape, block_tables: torch.Tensor) -> DeviceStep:
+        """Enqueues the reading of the oldest step not received yet, which has this shape; its new
+        blocks are in ``block_tables`` after it."""
+        from slipstream.kernels.step_input import receive_step
+
+        step = DeviceStep(self._buffer, shape)
+        receive_step(
+            self._ring,
+            self.received,
+            self._buffer[: shape.nbytes],
+            step.new_entries,
+            step.new_blocks,
+            block_tables,
+        )
+        return step

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from slipstream.attention.kv_cache import KvCache, KvShape
+from slipstream.attention.kv_scale import KvScale
 from slipstream.layers.device import has_kernels
 from slipstream.models.checkpoint import resolve_checkpoint
 from slipstream.models.decoder import Decoder
@@ -23,6 +24,7 @@ from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
+from slipstream.worker.kv_precision import KvPrecision, choose_kv_precision
 from slipstream.worker.memory import activation_bytes, default_threads, kv_pool_blocks
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -60,7 +62,12 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     )
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or default_threads(decoder.weight_bytes))
-    runner = make_runner(config, decoder, lambda done, what: progress(0.8 + 0.15 * done, what))
+    precision = choose_kv_precision(config, decoder, None if dummy else path)
+    if precision.note:
+        progress(0.8, precision.note)
+    runner = make_runner(
+        config, decoder, lambda done, what: progress(0.8 + 0.15 * done, what), precision
+    )
     table = b""
     if config.token_table:
         progress(0.95, "reading the tokenizer")
@@ -84,8 +91,13 @@ def make_runner(
     config: WorkerConfig,
     decoder: ServedModel,
     progress: Progress = lambda fraction, what: None,
+    precision: KvPrecision | None = None,
 ) -> ModelRunner:
-    """Sizes and allocates the KV caches. Raises ConfigError naming the setting at fault."""
+    """Sizes and allocates the KV caches. Raises ConfigError naming the setting at fault.
+
+    precision: of the caches; by default what the configuration means for a model without scales.
+    """
+    precision = precision or choose_kv_precision(config, decoder, None)
     progress(0.0, "allocating the KV cache")
     spec = decoder.spec
     if config.max_seq_len > spec.max_positions:
@@ -103,7 +115,7 @@ def make_runner(
             num_kv_heads=spec.num_kv_heads,
             tokens_per_block=config.tokens_per_block,
             head_dim=spec.head_dim,
-            dtype=decoder.dtype,
+            dtype=precision.dtype,
             latent_dim=spec.latent_dim,
         )
         for group in groups
@@ -118,7 +130,7 @@ def make_runner(
             KvCache(shape, blocks, decoder.device)
             for shape, blocks in zip(shapes, pools, strict=True)
         ]
-        return _runner_for(config, decoder, groups, caches, max_seq_len, progress)
+        return _runner_for(config, decoder, groups, caches, precision.scales, max_seq_len, progress)
     except torch.OutOfMemoryError as error:
         raise ConfigError(_memory_message(decoder, shapes, pools, reserved)) from error
 
@@ -128,12 +140,18 @@ def _runner_for(
     decoder: ServedModel,
     groups: Sequence[KvGroup],
     caches: Sequence[KvCache],
+    kv_scales: Sequence[KvScale] | None,
     max_seq_len: int,
     progress: Progress,
 ) -> ModelRunner:
     if not _has_kernels(decoder, config.tokens_per_block):
         return ModelRunner(
-            decoder, groups, caches, max_num_seqs=config.max_num_seqs, max_seq_len=max_seq_len
+            decoder,
+            groups,
+            caches,
+            max_num_seqs=config.max_num_seqs,
+            max_seq_len=max_seq_len,
+            kv_scales=kv_scales,
         )
     # These need a GPU's compiler.
     from slipstream.worker.graph_runner import GraphRunner
@@ -147,6 +165,7 @@ def _runner_for(
         max_num_seqs=config.max_num_seqs,
         max_seq_len=max_seq_len,
         max_num_tokens=config.max_num_tokens,
+        kv_scales=kv_scales,
     )
     if config.cuda_graphs:
         progress(0.05, "choosing kernels")

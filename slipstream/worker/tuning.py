@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,14 +15,17 @@ import triton
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.kernels.activation import gated_activation
+from slipstream.kernels.norm import add_rms_norm
 from slipstream.kernels.skinny_linear import SkinnyConfig, candidates, skinny_linear
-from slipstream.layers.linear import FewRows, Linear
+from slipstream.layers.linear import FewRows, GatedLinear, Linear
 
 _ROWS = (1, 16, 32, 64)  # numbers of rows that are measured, each for all down to the one before
 _BYTES = 128 << 20  # of weights between two uses of the same: more than a cache holds
 _REPLAYS = 5
+_GENERATION = 2  # of the kernels and of how they are measured
 _MARGIN = 0.98  # a kernel has to beat torch's by more than noise
-Product = Callable[[torch.Tensor], torch.Tensor]
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x and w
 
 
 def choose_kernels(model: nn.Module) -> None:
@@ -29,53 +33,82 @@ def choose_kernels(model: nn.Module) -> None:
 
     What was measured is remembered in the user's cache directory, by GPU and versions.
     """
-    by_shape: dict[tuple[int, int], list[Linear]] = {}
+    alike: dict[_Kind, list[Linear]] = {}
     for module in model.modules():
         if isinstance(module, Linear) and module.bias is None and module.weight.itemsize == 2:
             n, k = module.weight.shape
+            activation = module.activation if isinstance(module, GatedLinear) else None
             if k % 8 == 0:
-                by_shape.setdefault((n, k), []).append(module)
-    if not by_shape:
+                alike.setdefault(_Kind(n, k, activation), []).append(module)
+    if not alike:
         return
-    device = next(iter(by_shape.values()))[0].weight.device
-    arrivals = torch.zeros(max(n for n, _ in by_shape), dtype=torch.int32, device=device)
+    device = next(iter(alike.values()))[0].weight.device
+    arrivals = torch.zeros(max(kind.n for kind in alike), dtype=torch.int32, device=device)
     known = _Remembered(device)
-    for (n, k), modules in by_shape.items():
+    for kind, modules in alike.items():
         weights = [module.weight for module in modules]
         configs = []
         for rows in _ROWS:
-            key = f"{n}x{k} {rows} {weights[0].dtype}"
+            key = f"{kind} {rows} {weights[0].dtype}"
             if not known.has(key):
-                known.set(key, _fastest(rows, weights, arrivals))
+                known.set(key, _fastest(kind, rows, weights, arrivals))
             configs.append((rows, known.get(key)))
         for module in modules:
             module.few_rows = FewRows(configs, arrivals)
     known.save()
 
 
-def _fastest(rows: int, weights: list[torch.Tensor], arrivals: torch.Tensor) -> SkinnyConfig | None:
-    x = torch.randn(rows, weights[0].shape[1], device=weights[0].device).to(weights[0].dtype)
-    best, least = None, _MARGIN * _time(lambda w: F.linear(x, w), weights)
-    for config in candidates(rows, weights[0].shape[1]):
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Matrices for which the same kernels are fastest."""
 
-        def product(w: torch.Tensor, config: SkinnyConfig = config) -> torch.Tensor:
-            return skinny_linear(x, w, arrivals, config)
+    n: int
+    k: int
+    activation: str | None
 
-        time = _time(product, weights)
+    def __str__(self) -> str:
+        return f"{self.n}x{self.k}" + (f" {self.activation}" if self.activation else "")
+
+    def by_torch(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        product = F.linear(x, w)
+        return gated_activation(product, self.activation) if self.activation else product
+
+
+def _fastest(
+    kind: _Kind, rows: int, weights: list[torch.Tensor], arrivals: torch.Tensor
+) -> SkinnyConfig | None:
+    best, least = None, _MARGIN * _time(kind.by_torch, rows, weights)
+    for config in candidates(rows, kind.k):
+
+        def product(
+            x: torch.Tensor, w: torch.Tensor, config: SkinnyConfig = config
+        ) -> torch.Tensor:
+            return skinny_linear(x, w, arrivals, config, activation=kind.activation)
+
+        time = _time(product, rows, weights)
         if time < least:
             best, least = config, time
     return best
 
 
-def _time(product: Product, weights: list[torch.Tensor]) -> float:
-    """Milliseconds of one call in a graph; the best of a few replays."""
+def _time(product: Product, rows: int, weights: list[torch.Tensor]) -> float:
+    """Milliseconds of one call in a graph; the best of a few replays.
+
+    Every product waits for a small kernel that makes its input, as in a model: how much of the
+    weights arrives in the meantime is part of what makes a kernel fast.
+    """
     needed = -(-_BYTES // weights[0].nbytes)
     turns = (weights * (needed // len(weights) + 1))[: max(needed, 2)]
-    product(turns[0])  # compiles
+    source = torch.randn(rows, weights[0].shape[1], device=weights[0].device).to(weights[0].dtype)
+
+    def call(weight: torch.Tensor) -> None:
+        product(add_rms_norm(source, None, None, 1e-6), weight)
+
+    call(turns[0])  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for weight in turns:
-            product(weight)
+            call(weight)
     times = []
     for _ in range(_REPLAYS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -93,7 +126,7 @@ class _Remembered:
     def __init__(self, device: torch.device) -> None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._file = root / "slipstream" / "linear_kernels.json"
-        versions = f"torch {torch.__version__} triton {triton.__version__}"
+        versions = f"torch {torch.__version__} triton {triton.__version__} kernels {_GENERATION}"
         self._section = f"{torch.cuda.get_device_name(device)} {versions}"
         self._new: dict[str, list | None] = {}
         self._known = self._read().get(self._section, {})

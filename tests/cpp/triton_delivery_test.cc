@@ -6,10 +6,12 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "triton/delivery.h"
+#include "triton/delivery_lanes.h"
 #include "triton_host.h"
 
 namespace slipstream::triton {
@@ -338,6 +340,54 @@ TEST_CASE("delivery: what is still live at the end gets an error") {
   const auto items = client->WaitFor(1);
   CHECK(items[0].error.code() == StatusCode::kUnavailable);
   CHECK(items[0].final);
+}
+
+TEST_CASE("delivery: streams keep their lane and their order, whatever the number of lanes") {
+  constexpr int32_t kStreams = 7, kTokens = 200;
+  for (const size_t count : {1, 3}) {
+    DeliveryLanes lanes(count);
+    lanes.Start({5, 2, [](RequestHandle) {}});
+    std::vector<std::shared_ptr<FakeClient>> clients;
+    std::vector<std::shared_ptr<LlmStream>> streams;
+    for (int32_t i = 0; i < kStreams; ++i) {
+      clients.push_back(std::make_shared<FakeClient>());
+      auto channel = std::make_unique<FakeChannel>(clients.back());
+      streams.push_back(std::make_shared<LlmStream>(std::move(channel), Streaming()));
+      lanes.Add(streams.back()).SetHandle(streams.back(), 0, {static_cast<RequestId>(i + 1)});
+      CHECK(streams.back()->lane == static_cast<size_t>(i) % count);
+    }
+    CHECK(lanes.num_live() == kStreams);
+    // A lane that is held up by its client holds up no other.
+    clients[0]->Block(true);
+    for (int32_t token = 0; token < kTokens; ++token) {
+      std::vector<Event> events;
+      for (const auto& stream : streams) {
+        Event event;
+        event.tokens = {token};
+        event.request_done = token + 1 == kTokens;
+        event.reason = event.request_done ? FinishReason::kLength : FinishReason::kNone;
+        event.context = std::make_shared<LlmContext>(stream, 0);
+        events.push_back(std::move(event));
+      }
+      lanes.OnEvents(std::move(events));
+    }
+    const auto finished = [](const std::shared_ptr<FakeClient>& client) {
+      std::vector<int32_t> tokens;
+      for (size_t seen = 1;; ++seen) {
+        const auto items = client->WaitFor(seen);
+        const auto& item = items[seen - 1];
+        tokens.insert(tokens.end(), item.tokens.begin(), item.tokens.end());
+        if (item.final) return tokens;
+      }
+    };
+    std::vector<int32_t> expected(kTokens);
+    std::iota(expected.begin(), expected.end(), 0);
+    if (count > 1) CHECK(finished(clients[1]) == expected);
+    clients[0]->Block(false);
+    for (const auto& client : clients) CHECK(finished(client) == expected);
+    lanes.Stop();
+    CHECK(lanes.num_live() == 0);
+  }
 }
 
 }  // namespace

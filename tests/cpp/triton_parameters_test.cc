@@ -65,6 +65,9 @@ TEST_CASE("parameters: bad values name the key, the value and what is allowed") 
         "parameter exit_on_fatal: 'yes' is none of true, false, 1, 0");
   CHECK(Error({{"model", "m"}, {"scheduler_policy", "best"}}) ==
         "parameter scheduler_policy: 'best' is none of guaranteed_no_evict, max_utilization");
+  CHECK(Error({{"model", "m"}, {"kv_cache_dtype", "fp4"}}) ==
+        "parameter kv_cache_dtype: 'fp4' is none of auto, fp8");
+  CHECK(Error({{"model", "m"}, {"kv_cache_dtype", "fp8"}}).empty());
   CHECK(Error({{"model", "m"}, {"kv_cache_fracton", "0.9"}}) ==
         "parameter kv_cache_fracton: unknown; the nearest known one is kv_cache_fraction");
   CHECK(Error({{"worker", "process"}}).find("parameter model (or gpt_model_path): not set") == 0);

@@ -16,6 +16,7 @@ from torch import nn
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.fallback.bridge import PAGED, register
 from slipstream.models.fallback.stored_weights import stored_weights
+from slipstream.models.kv_scales import without_kv_scheme
 
 _NO_READING_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
 # Kinds of layers, in configurations that list them, that read more of a sequence than its KV.
@@ -34,6 +35,8 @@ def read_config(values: Mapping[str, Any], path: Path | None = None) -> Any:
     that comes with it may run. Raises CheckpointError for what cannot be served."""
     from transformers import CONFIG_MAPPING  # costs import time
 
+    if knows(values):
+        values = without_kv_scheme(values)
     kind = values.get("model_type")
     if knows(values):
         try:

@@ -9,6 +9,7 @@ from types import EllipsisType
 
 import torch
 
+from slipstream.models.kv_scale_names import kv_scale_of
 from slipstream.models.mapped_file import MappedFile
 from slipstream.models.stored_tensor import StoredTensor
 from slipstream.models.tensor_files import find_tensors
@@ -47,7 +48,11 @@ class StoredWeight:
 def stored_weights(
     path: Path, dtype: torch.dtype, *, safetensors_only: bool = False
 ) -> dict[str, StoredWeight]:
-    """The tensors of a checkpoint directory by name; reads indices and headers, no weights. Raises
-    CheckpointError naming what is missing, damaged or doubled."""
+    """The weights of a checkpoint directory by name, scales of a KV cache left out; reads indices
+    and headers alone. Raises CheckpointError naming what is missing, damaged or doubled."""
     found = find_tensors(path, safetensors_only=safetensors_only)
-    return {name: StoredWeight(file, stored, dtype) for name, (file, stored) in found.items()}
+    return {
+        name: StoredWeight(file, stored, dtype)
+        for name, (file, stored) in found.items()
+        if kv_scale_of(name) is None
+    }

@@ -13,6 +13,8 @@ import torch
 pytest.importorskip("triton")
 
 from slipstream.attention.interface import FULL, Mask
+from slipstream.attention.kv_cache import bits_of
+from slipstream.attention.kv_scale import FP8, to_fp8
 from slipstream.kernels.paged_decode import (
     DecodeWorkspace,
     choose_splits,
@@ -36,10 +38,14 @@ class Case:
     soft_cap: float | None = None
     sinks: bool = False
     splits: int = 3
+    scales: tuple[float, float] | None = None  # of keys and values in e4m3; None: as dtype
 
     @property
     def options(self) -> dict:
+        key_scale, value_scale = self.scales or (1.0, 1.0)
         return {
+            "key_scale": key_scale,
+            "value_scale": value_scale,
             "scale": self.head_dim**-0.5,
             "mask_kind": self.mask.kind,
             "mask_size": self.mask.size,
@@ -71,6 +77,14 @@ CASES = [
     case("sinks-sliding-bf16", sinks=True, mask=Mask("sliding", 70), dtype=torch.bfloat16),
     case("all", sinks=True, mask=Mask("chunked", 50), soft_cap=2.0, heads=8, splits=1),
     case("one-split", splits=1, dtype=torch.bfloat16),
+    case("fp8", scales=(0.03, 0.007)),
+    case("fp8-bf16", scales=(0.5, 3.0), dtype=torch.bfloat16, head_dim=128),
+    case("fp8-fp16", scales=(1.0, 1.0), dtype=torch.float16, kv_heads=4),
+    case("fp8-dim-80", scales=(0.25, 0.1), head_dim=80, per_block=32, heads=8),
+    case("fp8-sliding", scales=(0.02, 0.04), mask=Mask("sliding", 70)),
+    case("fp8-sinks-cap", scales=(0.3, 1.7), sinks=True, soft_cap=2.0, heads=8),
+    case("fp8-chunked", scales=(0.3, 1.7), mask=Mask("chunked", 50), splits=1, sinks=True),
+    case("fp8-many-splits", scales=(0.1, 2.0), splits=9, per_block=64, heads=16, kv_heads=1),
     case("many-splits", splits=9, per_block=32, heads=16, kv_heads=1, head_dim=128),
 ]
 
@@ -93,15 +107,19 @@ class Layout:
         self.keys, self.values = [], []
         for i, length in enumerate(lengths):
             kv = torch.randn(2, case.kv_heads, length, case.head_dim, generator=generator)
-            kv = kv.to(case.dtype).float()
-            self.keys.append(kv[0])
-            self.values.append(kv[1])
+            if case.scales is None:
+                scales, kv = torch.ones(2), kv.to(case.dtype).float()
+            else:  # kv becomes what is stored
+                scales = torch.tensor(case.scales)
+                kv = to_fp8(kv, scales[:, None, None, None]).float()
+            self.keys.append(kv[0] * scales[0])
+            self.values.append(kv[1] * scales[1])
             begin = sum(needed[:i])
             self.tables[self.slots[i], : needed[i]] = order[begin : begin + needed[i]].int()
             for position in range(length):
                 block = self.tables[self.slots[i], position // per_block]
                 pool[block, :, :, position % per_block] = kv[:, :, position]
-        self.pool = pool.to(case.dtype).to(DEVICE)
+        self.pool = pool.to(case.dtype if case.scales is None else FP8).to(DEVICE)
         self.sinks = None
         if case.sinks:
             self.sinks = torch.randn(case.heads, generator=generator).to(DEVICE)
@@ -111,7 +129,8 @@ class Layout:
         per_block, slot = self.case.per_block, self.slots[sequence]
         for position in range(first_seen):
             block = int(self.tables[slot, position // per_block])
-            self.pool[block, :, :, position % per_block] = float("nan")
+            hidden = bits_of(self.pool)[block, :, :, position % per_block]
+            hidden.view(self.pool.dtype).copy_(torch.tensor(float("nan")))
         self.tables[slot, : first_seen // per_block] = UNOWNED
 
     def queries(self, tokens: int) -> torch.Tensor:

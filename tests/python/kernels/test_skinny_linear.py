@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from slipstream.kernels.activation import gated_activation
 from slipstream.kernels.skinny_linear import SkinnyConfig, candidates, skinny_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,7 +34,26 @@ def test_skinny_linear(dtype: torch.dtype, rows: int, n: int, k: int, small: boo
         assert not arrivals.any()
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
+@pytest.mark.parametrize(("rows", "inner", "k"), [(1, 101, 1024), (3, 90, 512), (20, 128, 256)])
+def test_gates_and_ups_are_multiplied_as_after_a_product(
+    activation: str, rows: int, inner: int, k: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, k, generator=generator).to(torch.bfloat16).to(DEVICE)
+    w = torch.randn(2 * inner, k, generator=generator).to(torch.bfloat16).to(DEVICE)
+    arrivals = torch.zeros(64, dtype=torch.int32, device=DEVICE)
+    for config in candidates(rows, k)[:: 5 - rows % 3]:
+        product = skinny_linear(x, w, arrivals, config)
+        out = skinny_linear(x, w, arrivals, config, activation=activation)
+        assert torch.equal(out, gated_activation(product, activation))
+        assert not arrivals.any()
+    with pytest.raises(ValueError, match="'tanh' is none of"):
+        skinny_linear(x, w, arrivals, config, activation="tanh")
+
+
 def test_candidates_suit_the_shape() -> None:
     assert all(config.dot for config in candidates(2, 4096))
     assert not all(config.dot for config in candidates(1, 4096))
     assert all(config.block_k * config.splits <= 512 for config in candidates(16, 512))
+    assert all(config.block_n > 1 for config in candidates(1, 4096)), "gates and ups are paired"

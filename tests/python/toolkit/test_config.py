@@ -19,7 +19,7 @@ OPTIONS = {
     "scheduler": "max_num_seqs max_num_tokens scheduler_policy enable_chunked_prefill "
     "pipeline_depth max_queue_requests max_queue_tokens priority_ageing_ms max_logprobs "
     "wrap_out_of_vocab_ids",
-    "kv_cache": "tokens_per_block kv_cache_tokens kv_cache_bytes kv_cache_fraction "
+    "kv_cache": "tokens_per_block kv_cache_dtype kv_cache_tokens kv_cache_bytes kv_cache_fraction "
     "enable_prefix_reuse enable_partial_reuse",
     "worker": "worker scripted python_executable watchdog_ms max_restarts restart_backoff_ms "
     "drain_timeout_ms exit_on_fatal",

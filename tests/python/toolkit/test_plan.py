@@ -60,6 +60,16 @@ def test_dtype_doubles_everything(configure: Configure) -> None:
     assert (plan.weight_bytes, plan.kv_bytes_per_token) == (2 * WEIGHTS, 2 * PER_TOKEN)
 
 
+def test_an_fp8_cache_takes_a_byte_a_value(configure: Configure) -> None:
+    config = configure(kv_cache_dtype="fp8", kv_cache_bytes=64 * 32 * PER_TOKEN)
+    plan = make_plan(config, memory(1 << 20))
+    assert (plan.dtype, plan.weight_bytes) == ("bfloat16", WEIGHTS)
+    assert (plan.kv_bytes_per_token, plan.num_blocks) == (PER_TOKEN // 2, 128)
+    rows = dict(plan.rows())
+    assert rows["KV cache per token"] == "2 x 2 layers x 2 heads x 8 x fp8 = 64 B"
+    assert rows["KV cache"] == "128 blocks = 4,096 tokens = 256.0 KiB"
+
+
 def test_rows_say_the_arithmetic(configure: Configure) -> None:
     plan = make_plan(configure(kv_cache_tokens=256), memory(1 << 20))
     rows = dict(plan.rows())
@@ -151,6 +161,8 @@ def test_latent_attention_caches_one_vector_a_token(checkpoint: Path, configure:
     plan = make_plan(configure(kv_cache_tokens=32), memory(1 << 20))
     assert plan.kv_bytes_per_token == 2 * (12 + 4) * 2
     assert dict(plan.rows())["KV cache per token"] == "2 layers x 16 latent x bfloat16 = 64 B"
+    with pytest.raises(PlanError, match="kv_cache_dtype is 'fp8'; .* caches latent vectors"):
+        make_plan(configure(kv_cache_tokens=32, kv_cache_dtype="fp8"), memory(1 << 20))
 
 
 def test_packed_weights_count_as_what_they_become(checkpoint: Path) -> None:

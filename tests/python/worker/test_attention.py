@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from slipstream.attention.interface import FULL, BatchLayout, Mask, ScoreSpec
-from slipstream.attention.kv_cache import KvCache, KvShape
+from slipstream.attention.kv_cache import KvCache, KvShape, bits_of
+from slipstream.attention.kv_scale import FP8, KvScale
 from slipstream.attention.paged_sdpa import PagedSdpa
 from slipstream.attention.tiles import TILE
 
 HEADS, KV_HEADS, DIM, BLOCK = 4, 2, 8, 4
+E4M3_NAN = 0x7F
 SCORES = {
     "full": ScoreSpec(0.4),
     "sliding": ScoreSpec(0.4, Mask("sliding", 7)),
@@ -54,10 +56,23 @@ def plainly(qkv: torch.Tensor, scores: ScoreSpec, sinks: torch.Tensor | None) ->
     return torch.einsum("hqk,khd->qhd", weights / total, values)
 
 
+def rounded(qkv: torch.Tensor, scale: KvScale) -> torch.Tensor:
+    """The same queries, keys and values as an FP8 cache gives them back."""
+    scales = torch.tensor([scale.key, scale.value]).repeat_interleave(KV_HEADS)[:, None]
+    stored = (qkv[:, HEADS:] / scales).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return torch.cat((qkv[:, :HEADS].double(), stored.double() * scales.double()), 1)
+
+
 class Sequences:
     """Random sequences whose tokens are computed step by step, several layers in lockstep."""
 
-    def __init__(self, lengths: list[int], scores: list[ScoreSpec], seed: int) -> None:
+    def __init__(
+        self,
+        lengths: list[int],
+        scores: list[ScoreSpec],
+        seed: int,
+        scales: list[KvScale] | None = None,
+    ) -> None:
         torch.manual_seed(seed)
         self.random = np.random.default_rng(seed)
         self.qkv = [torch.randn(length, HEADS + 2 * KV_HEADS, DIM) for length in lengths]
@@ -67,10 +82,15 @@ class Sequences:
         width = -(-max(lengths) // BLOCK)
         blocks = self.random.permutation(len(lengths) * width).astype(np.int32)
         self.table = blocks.reshape(len(lengths), width)
-        shape = KvShape(len(scores), KV_HEADS, BLOCK, DIM, torch.float32)
+        self.scales = scales
+        stored = torch.float32 if scales is None else FP8
+        shape = KvShape(len(scores), KV_HEADS, BLOCK, DIM, stored)
         self.cache = KvCache(shape, blocks.size, torch.device("cpu"))
-        self.cache.pool.fill_(float("nan"))
-        self.attention = PagedSdpa([self.cache], [range(len(scores))], HEADS, scores)
+        bits_of(self.cache.pool).fill_(float("nan") if scales is None else E4M3_NAN)
+        layers = [range(len(scores))]
+        self.attention = PagedSdpa(
+            [self.cache], layers, HEADS, scores, dtype=torch.float32, scales=scales
+        )
 
     def step(self, counts: dict[int, int], sinks: torch.Tensor | None) -> None:
         """Computes the next ``counts[i]`` tokens of sequences i."""
@@ -90,7 +110,8 @@ class Sequences:
     def check(self, sinks: torch.Tensor | None) -> None:
         for qkv, out in zip(self.qkv, self.out, strict=True):
             for layer, scores in enumerate(self.scores):
-                expected = plainly(qkv, scores, sinks).float()
+                seen = qkv if self.scales is None else rounded(qkv, self.scales[layer])
+                expected = plainly(seen, scores, sinks).float()
                 torch.testing.assert_close(out[layer], expected, atol=2e-6, rtol=1e-5)
 
 
@@ -140,6 +161,22 @@ def test_what_a_mask_hides_is_not_read() -> None:
         batch.step({0: 1}, None)
     batch.step({0: 6}, None)
     batch.check(None)
+
+
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 2.0, 0.0])], ids=["", "sinks"])
+def test_an_fp8_cache_rounds_keys_and_values_and_nothing_else(sinks: torch.Tensor | None) -> None:
+    """However a sequence is cut into steps: no token sees another one's unrounded."""
+    names = ("full", "sliding", "soft_cap_chunked")
+    # Of the last, everything above 0.9 is saturated.
+    scales = [KvScale(1.0, 1.0), KvScale(0.013, 1.7), KvScale(0.002, 0.002)]
+    for chunk in (1, 7, 64):
+        batch = Sequences([40, 11], [SCORES[name] for name in names], seed=4, scales=scales)
+        while unfinished := [i for i, q in enumerate(batch.qkv) if batch.done[i] < len(q)]:
+            left = {i: len(batch.qkv[i]) - batch.done[i] for i in unfinished}
+            batch.step({i: min(chunk, count) for i, count in left.items()}, sinks)
+        batch.check(sinks)
+    assert batch.cache.pool.dtype == torch.float8_e4m3fn
+    assert (batch.cache.pool[2].float().abs() == 448).sum() > 50
 
 
 def test_first_visible_positions() -> None:

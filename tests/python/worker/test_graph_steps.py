@@ -19,7 +19,7 @@ from slipstream.worker.frames import StepPlan, StepResult
 from slipstream.worker.loop import run_steps
 from slipstream.worker.staging import HostStep, StepShape
 
-SHAPE = StepShape(tokens=7, decodes=3, tiles=5, samples=3)
+SHAPE = StepShape(tokens=7, decodes=3, tiles=5, samples=3, new_blocks=9)
 
 
 def test_arrays_of_a_step_lie_apart_and_aligned() -> None:
@@ -33,13 +33,14 @@ def test_arrays_of_a_step_lie_apart_and_aligned() -> None:
     for number, (name, place, dtype, _) in enumerate(SHAPE.places()):
         values = buffer[place].view(dtype)
         assert (values == number).all(), name
-        assert values.size in (3, 5, 7)
+        assert values.size in (3, 5, 7, 9)
 
 
 def test_a_shape_holds_what_is_no_larger_in_anything() -> None:
     assert StepShape(7, 3, 4, 1).fits(SHAPE)
     for larger in ((8, 3, 4, 1), (7, 4, 4, 1), (7, 3, 6, 1), (7, 3, 4, 4)):
         assert not StepShape(*larger).fits(SHAPE)
+    assert StepShape(7, 3, 5, 3, new_blocks=10).fits(SHAPE), "blocks can be brought beforehand"
 
 
 def test_graph_sizes_waste_little() -> None:
@@ -71,6 +72,18 @@ def test_a_mixed_step_takes_the_smallest_graph_that_holds_it() -> None:
     assert fitting(graphs, alone) == alone, "four times as many tokens would be computed"
     assert fitting(graphs, StepShape(300, 3, 4, 5)) == StepShape(300, 3, 4, 5)
     assert fitting([], step) == step
+
+
+def test_a_few_tokens_more_than_a_round_number_waste_little() -> None:
+    pytest.importorskip("triton")
+    from slipstream.worker.graph_runner import _MIXED_TOKENS, fitting
+
+    assert list(_MIXED_TOKENS) == sorted(set(_MIXED_TOKENS))
+    graphs = [StepShape(tokens, tokens, 500, 32) for tokens in _MIXED_TOKENS]
+    for prompts in (1, 2, 3, 4, 5, 6, 7):
+        for decodes in (0, 1, 64):
+            step = StepShape(1024 * prompts + decodes, decodes, 100, 8)
+            assert fitting(graphs, step).tokens - step.tokens < 64
 
 
 def test_tiles_cover_every_chunk_once() -> None:

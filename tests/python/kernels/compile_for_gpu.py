@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles what a GPU would run, down to its machine code, on a machine without one.
+
+    python compile_for_gpu.py CAPABILITY FOLDER...
+
+Each folder holds the config.json of a model. Its steps are computed with kernels that are compiled
+instead of launched, so that every kernel is compiled for the very arguments that it gets. Prints
+the name of each kernel and how many versions of it there are; fails where one does not compile.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+CAPABILITY = int(sys.argv[1])
+compiled: collections.Counter[str] = collections.Counter()
+
+
+class Driver:
+    """What Triton asks of a GPU before it launches anything."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+
+def compile_instead_of_launching() -> None:
+    from triton.runtime import driver, jit
+
+    driver.set_active(Driver())
+    run = jit.JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, warmup: bool = False, **options: Any) -> Any:
+        kernel = run(self, *arguments, warmup=True, **options)
+        assert kernel.asm["cubin"], f"{self.__name__}: no machine code"
+        compiled[self.__name__] = sum(len(caches[0]) for caches in self.device_caches.values())
+        return kernel
+
+    jit.JITFunction.run = compile_only
+
+
+class Nothing:
+    """An event or a graph."""
+
+    def record(self, stream: object) -> None: ...
+
+
+def pretend_to_have_cuda() -> None:
+    zeros = torch.zeros
+    torch.zeros = lambda *a, pin_memory=False, **options: zeros(*a, **options)
+    torch.cuda.is_available = lambda: True
+    torch.cuda.get_device_capability = lambda device=None: divmod(CAPABILITY, 10)
+    torch.cuda.current_stream = lambda device=None: None
+    torch.cuda.Event = Nothing
+    properties = SimpleNamespace(multi_processor_count=132)
+    torch.cuda.get_device_properties = lambda device: properties
+    for name, module in list(sys.modules.items()):
+        if name.startswith("slipstream.") and hasattr(module, "has_kernels"):
+            module.has_kernels = lambda device: True
+
+
+def compile_steps(folder: str, **options: Any) -> None:
+    from slipstream.link import VERSION
+    from slipstream.models.selection import load_served
+    from slipstream.worker.config import WorkerConfig
+    from slipstream.worker.graph_runner import GraphRunner
+    from slipstream.worker.staging import StepShape
+    from slipstream.worker.startup import make_runner
+
+    config = WorkerConfig(
+        version="test",
+        frame_version=VERSION,
+        model=folder,
+        device="cpu",
+        tokens_per_block=32,
+        kv_cache_tokens=4096,
+        max_num_seqs=16,
+        max_num_tokens=256,
+        max_seq_len=512,
+        cuda_graphs=False,
+        load_format="dummy",
+        **options,
+    )
+    model = load_served(
+        Path(folder), config.dtype, torch.device("cpu"), impl="native", dummy_seed=0
+    )
+    runner = make_runner(config, model)
+    assert isinstance(runner, GraphRunner)
+    with torch.inference_mode():
+        for shape in (runner._decode_shape(1), runner._decode_shape(16)):
+            runner._compute(shape)
+        runner._compute(StepShape(200, 8, 12, 8, 40))
+
+
+def compile_products() -> None:
+    from slipstream.kernels.skinny_linear import candidates, skinny_linear
+
+    w = torch.empty(256, 1024, dtype=torch.bfloat16)
+    arrivals = torch.zeros(256, dtype=torch.int32)
+    for rows in (1, 16, 64):
+        x = torch.empty(rows, 1024, dtype=torch.bfloat16)
+        for config in candidates(rows, 1024):
+            for activation in (None, "silu"):
+                skinny_linear(x, w, arrivals, config, activation=activation)
+
+
+def main() -> None:
+    import slipstream.worker.graph_runner
+    import slipstream.worker.startup  # noqa: F401 imports all layers
+
+    pretend_to_have_cuda()
+    compile_instead_of_launching()
+    for folder in sys.argv[2:]:
+        compile_steps(folder)
+    if CAPABILITY >= 89:
+        compile_steps(sys.argv[2], kv_cache_dtype="fp8")
+    compile_products()
+    assert not triton.knobs.runtime.interpret
+    for name, versions in sorted(compiled.items()):
+        sys.stdout.write(f"{name} {versions}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The runner for GPUs against the plain one, its kernels interpreted on the CPU.
+
+What CUDA itself does is doubled: a graph that is replayed computes its shape again, from whatever
+the buffers hold by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from triton_interpreter import mend_interpreter
+from worker_checkpoints import VOCAB
+from worker_testing import Driver, load_runner
+
+pytest.importorskip("triton")
+
+from slipstream.worker.graph_runner import GraphRunner
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="runs on GPUs are tested by the others"
+)
+MAX_SEQS, MAX_TOKENS = 7, 48
+
+
+class NoEvent:
+    def record(self, stream: object) -> None: ...
+    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        return True
+
+
+class Graph:
+    """Replays what ``capture`` computes between ``torch.cuda.graph`` and its end."""
+
+    capturing: Graph | None = None
+    replays = 0
+
+    def replay(self) -> None:
+        Graph.replays += 1
+        self.compute()  # type: ignore[attr-defined]
+
+    @staticmethod
+    @contextlib.contextmanager
+    def capture(graph: Graph, pool: object = None) -> Iterator[None]:
+        Graph.capturing = graph
+        yield
+        Graph.capturing = None
+
+
+@pytest.fixture
+def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a GraphRunner possible without CUDA, and layers use kernels."""
+    mend_interpreter()
+    zeros, compute = torch.zeros, GraphRunner._compute
+
+    def unpinned(*arguments: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        return zeros(*arguments, **options)
+
+    def captured(self: GraphRunner, shape: object) -> None:
+        if Graph.capturing is not None:
+            Graph.capturing.compute = lambda: compute(self, shape)  # type: ignore[attr-defined]
+        else:
+            compute(self, shape)
+
+    monkeypatch.setattr(torch, "zeros", unpinned)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.cuda, "Event", NoEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Graph.capture)
+    properties = SimpleNamespace(multi_processor_count=2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(GraphRunner, "_compute", captured)
+    monkeypatch.setattr("slipstream.worker.graph_runner.graph_sizes", lambda most: [2, most])
+    monkeypatch.setattr("slipstream.worker.graph_runner._MIXED_TOKENS", (16, 40))
+    monkeypatch.setattr("slipstream.worker.graph_runner._MORE_TILES", 4)
+    monkeypatch.setattr("slipstream.worker.graph_runner._FEW_SAMPLES", 2)
+    monkeypatch.setattr("slipstream.worker.tuning.choose_kernels", lambda model: None)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("slipstream.") and hasattr(module, "has_kernels"):
+            monkeypatch.setattr(module, "has_kernels", lambda device: True)
+
+
+def garbage(runner: GraphRunner) -> None:
+    """What padding holds must not matter."""
+    runner._staging._ring.random_()
+
+
+def run_steps(path: Any, *, graphs: bool | None, seed: int) -> list[list[int]]:
+    """Sequences that come and go, chunked at random: the tokens of each. graphs None: the plain
+    runner."""
+    settings = {
+        "device": "cpu",
+        "dtype": "float32",
+        "tokens_per_block": 16,
+        "kv_cache_tokens": 4096,
+        "max_num_seqs": MAX_SEQS,
+        "max_num_tokens": MAX_TOKENS,
+        "cuda_graphs": bool(graphs),
+    }
+    runner = load_runner(path, **settings)
+    if graphs is not None:
+        assert isinstance(runner, GraphRunner)
+        garbage(runner)
+    driver = Driver(runner)
+    random = np.random.default_rng(seed)
+    free = list(range(MAX_SEQS))
+    active: list[tuple[Any, list[int], int]] = []
+    finished: list[list[int]] = []
+    for step in range(11):
+        plan = driver.new_plan()
+        for _ in range(int(random.integers(0, 4)) if step < 7 else 0):
+            prompt = random.integers(3, VOCAB, int(random.integers(1, 40))).tolist()
+            slot = free.pop(0) if free else None
+            if slot is None:
+                break
+            odd = {"temperature": 0.8, "top_k": 5} if len(prompt) % 3 == 0 else {}
+            if len(prompt) % 7 == 0:
+                odd["repetition_penalty"] = 1.3
+            sequence = driver.start(plan, slot, prompt, seed=len(prompt), **odd)
+            active.append((sequence, [], int(random.integers(1, 7))))
+        budget, scheduled = MAX_TOKENS, []
+        for sequence, tokens, wanted in active:
+            left = len(sequence.tokens) - sequence.computed
+            count = min(left, int(random.integers(1, 25)), budget)
+            if count:
+                budget -= count
+                driver.add(plan, sequence, count, from_slot=bool(tokens))
+                scheduled.append((sequence, tokens, wanted))
+        if not scheduled:
+            continue
+        result = runner.step(plan.build())
+        sampled = iter(result.tokens.tolist())
+        for (sequence, tokens, _), count in zip(scheduled, result.num_tokens, strict=True):
+            if count:
+                tokens.append(next(sampled))
+                sequence.tokens.append(tokens[-1])
+        done = [entry for entry in active if len(entry[1]) >= entry[2]]
+        if done:
+            retiring = driver.new_plan()
+            for sequence, tokens, _ in done:
+                retiring.retire(sequence.slot)
+                finished.append(tokens)
+            runner.step(retiring.build())
+            for entry in done:
+                driver.release(entry[0])
+                free.append(entry[0].slot)
+                active.remove(entry)
+    return finished + [tokens for _, tokens, _ in active]
+
+
+@pytest.mark.parametrize(
+    ("family", "graphs"),
+    [
+        ("gqa", True),
+        pytest.param("llama3", True, marks=pytest.mark.slow),
+        pytest.param("gqa", False, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_are_those_of_the_plain_runner(
+    checkpoint, monkeypatch: pytest.MonkeyPatch, doubled, family: str, graphs: bool
+) -> None:
+    path = checkpoint(family).path
+    Graph.replays = 0
+    tokens = run_steps(path, graphs=graphs, seed=1)
+    assert (Graph.replays > 4) == graphs
+    monkeypatch.undo()
+    assert sum(map(len, tokens)) > 20
+    assert tokens == run_steps(path, graphs=None, seed=1)
