@@ -33,7 +33,7 @@ from slipstream.worker.frames import (
 )
 
 quick = settings(
-    max_examples=4000,
+    max_examples=500,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -59,7 +59,7 @@ def configuration(index: int) -> dict[str, Any]:
     }
 
 
-@settings(quick, max_examples=6000)
+@settings(quick, max_examples=800)
 @given(st.data())
 def test_configurations(data: st.DataObject) -> None:
     values = dict(configuration(data.draw(st.integers(0, len(CASES) - 1))))
