@@ -28,7 +28,8 @@ std::string Offer(const WorkerInfo& info) {
 
 constexpr TimeNs kMillisecond = 1000000;
 constexpr int kMaxBackOffMs = 10000;
-constexpr int kMaxWaitMs = 1000;  // no sleep is longer
+constexpr int32_t kMaxDoublings = 14;  // of a pause of 1 ms: longer than the longest
+constexpr int kMaxWaitMs = 1000;       // no sleep is longer
 
 TimeNs Now() {
   timespec t;
@@ -349,8 +350,9 @@ void Executor::OnWorkerFailure(const std::string& why) {
   ++engine_->counters().worker_restarts;
   Health ready = Health::kReady;
   health_.compare_exchange_strong(ready, Health::kRecovering);
-  const int64_t back_off = std::min<int64_t>(
-      kMaxBackOffMs, int64_t{config_.restart_backoff_ms} << (consecutive_failures_ - 1));
+  const int32_t doublings = std::min(consecutive_failures_ - 1, kMaxDoublings);
+  const int64_t back_off =
+      std::min<int64_t>(kMaxBackOffMs, int64_t{config_.restart_backoff_ms} << doublings);
   // The first restart is immediate: streams are waiting.
   retry_at_ = consecutive_failures_ == 1 ? now : now + back_off * kMillisecond;
   recovery_ = Recovery::kBackOff;
