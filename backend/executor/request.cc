@@ -134,15 +134,12 @@ void CheckOutputs(const RequestSpec& spec, const RequestLimits& limits, Checker*
   check->Range("num_logprobs", spec.num_logprobs, -1, limits.vocab_size);
   check->Range("num_return_sequences", spec.num_return_sequences, 1, limits.max_return_sequences);
   check->Range("priority", spec.priority, 0, 9);
-  const int64_t row = int64_t{4} * limits.vocab_size;
-  if (spec.return_context_logits &&
-      row * static_cast<int64_t>(spec.prompt.size()) > limits.max_logits_bytes) {
-    check->Fail("return_context_logits: " + std::to_string(spec.prompt.size()) +
-                " rows of logits exceed the limit of " + std::to_string(limits.max_logits_bytes) +
-                " bytes");
-  }
-  if (spec.return_generation_logits && row * spec.max_new_tokens > limits.max_logits_bytes) {
-    check->Fail("return_generation_logits: " + std::to_string(spec.max_new_tokens) +
+  const int64_t context = spec.return_context_logits ? static_cast<int64_t>(spec.prompt.size()) : 0;
+  const int64_t generated =
+      spec.return_generation_logits ? int64_t{spec.num_return_sequences} * spec.max_new_tokens : 0;
+  if (int64_t{4} * limits.vocab_size * (context + generated) > limits.max_logits_bytes) {
+    check->Fail(std::string(context > 0 ? "return_context_logits" : "return_generation_logits") +
+                ": " + std::to_string(context + generated) +
                 " rows of logits exceed the limit of " + std::to_string(limits.max_logits_bytes) +
                 " bytes");
   }

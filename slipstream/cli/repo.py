@@ -39,7 +39,11 @@ def build(
         say(str(file))
     backends = shlex.quote(str(backend_directory()))
     repository = shlex.quote(str(output))
-    note(f"serve it: tritonserver --model-repository {repository} --backend-directory {backends}")
+    local = " ".join(f"--{port}-address 127.0.0.1" for port in ("http", "grpc", "metrics"))
+    note(
+        f"serve it: tritonserver --model-repository {repository} --backend-directory {backends} "
+        f"{local}"
+    )
 
 
 @repo_app.command()

@@ -85,6 +85,29 @@ TEST_CASE("request: a stop string that is no text is refused by the field's name
         "stop_strings: stop string 1 is not valid UTF-8");
 }
 
+TEST_CASE("request: all the logits that it returns together are limited") {
+  RequestLimits limits;
+  limits.vocab_size = 1000;
+  limits.max_seq_len = limits.kv_capacity_tokens = 100;
+  limits.max_logits_bytes = 4 * 1000 * 30;
+  const auto error = [&](bool context, bool generation, int32_t samples) {
+    RequestSpec spec;
+    spec.prompt = std::vector<int32_t>(20, 1);
+    spec.max_new_tokens = 10;
+    spec.num_return_sequences = samples;
+    spec.sampling.temperature = 1.0f;
+    spec.return_context_logits = context;
+    spec.return_generation_logits = generation;
+    return Request::Create(spec, limits).status().message();
+  };
+  CHECK(error(true, true, 1).empty());
+  CHECK(error(false, true, 3).empty());
+  CHECK(error(true, true, 2) ==
+        "return_context_logits: 40 rows of logits exceed the limit of 120000 bytes");
+  CHECK(error(false, true, 4) ==
+        "return_generation_logits: 40 rows of logits exceed the limit of 120000 bytes");
+}
+
 TEST_CASE("request: when sampling is random") {
   CHECK(Sampling([](auto& b) { b.Float("temperature", 0.0f); }).temperature == 0.0f);
   CHECK(Sampling([](auto& b) { b.Float("temperature", 0.7f); }).temperature == 0.7f);

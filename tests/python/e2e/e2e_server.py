@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 from e2e_client import stub
-from e2e_metrics import Metrics, parse_metrics
+from e2e_metrics import Metrics, parse_metrics, wait_for
 from transformers import AutoTokenizer
 from tritonclient.grpc import service_pb2
 
@@ -114,6 +114,8 @@ class Server:
         )
         try:
             self.process.wait_ready(loaded, START_TIMEOUT_S)
+            # tritonserver opens the port of its metrics last.
+            wait_for(self._has_metrics, 10, "the metrics answer")
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -126,6 +128,12 @@ class Server:
     @property
     def http(self) -> str:
         return f"{HOST}:{self.ports.http}"
+
+    def _has_metrics(self) -> bool:
+        try:
+            return bool(self.metrics())
+        except urllib.error.URLError:
+            return False
 
     def metrics(self) -> Metrics:
         """The samples at /metrics now."""

@@ -31,7 +31,7 @@ def constant(file: str, name: str) -> int:
     ("what", "file", "name"),
     [
         ("samples of one prompt", "executor/request.h", "max_return_sequences"),
-        ("stop words and bad words", "executor/request.h", "max_stop_entries"),
+        ("stop words, bad words", "executor/request.h", "max_stop_entries"),
         ("stop strings", "executor/request.h", "max_stop_bytes"),
         ("returned logits", "executor/request.h", "max_logits_bytes"),
         ("depth of JSON", "worker_link/bounded_json.h", "kMaxJsonDepth"),

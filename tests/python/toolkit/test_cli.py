@@ -50,6 +50,8 @@ def test_flags_over_file(tmp_path: Path, checkpoint: Path) -> None:
     files = [line for line in output.splitlines() if line.endswith("config.pbtxt")]
     assert len(files) == 4
     assert "tritonserver --model-repository" in output
+    for port in ("http", "grpc", "metrics"):
+        assert f"--{port}-address 127.0.0.1" in " ".join(output.split())
     message = parse_text((tmp_path / "r" / "llm" / "config.pbtxt").read_text())
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     assert parameters["max_num_seqs"] == "8"
