@@ -198,11 +198,11 @@ def skinny_linear(
         raise ValueError(f"activation: {activation!r} is none of {', '.join(ACTIVATIONS)}")
     rows, k = x.shape
     n = w.shape[0]
+    per_column = 1 if activation is None else 2  # rows of w
+    width = n // per_column
     if out is None:
-        out = x.new_empty(rows, n if activation is None else n // 2)
-    grid = (triton.cdiv(n, config.block_n), config.splits)
-    if activation is not None:
-        grid = (triton.cdiv(n // 2, config.block_n // 2), config.splits)
+        out = x.new_empty(rows, width)
+    grid = (triton.cdiv(width, config.block_n // per_column), config.splits)
     shape = {
         "N": n,
         "K": k,

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,43 +17,24 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from api_checkpoints import prompts_with_a_prefix_in_common, save_llama
+from transformers import AutoModelForCausalLM
 
 from slipstream.api import LLM, SamplingParams
 from slipstream.demo import demo_model_path
 from slipstream.errors import RequestError
 
-VOCAB = 160
 GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        dtype="float32",
-    )
-    path = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("llama"), initializer_range=0.2)
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    rng = random.Random(0)
-    shared = [rng.randrange(VOCAB) for _ in range(70)]
-    lengths = [1, 5, 31, 32, 33, 64, 70]
-    own = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))] for _ in range(6)]
-    return [shared[:n] for n in lengths] + [shared + tail for tail in own] + own
+    return prompts_with_a_prefix_in_common([1, 5, 31, 32, 33, 64, 70])
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,15 @@ out."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from api_checkpoints import prompts_with_a_prefix_in_common, save_llama
 
 from slipstream.api import LLM, SamplingParams
 from slipstream.api.outputs import Completion
 
-VOCAB = 160
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=2)
 # A key in the middle between two e4m3 values may fall to either side of it when float operations
 # come in another order, and logits move by so much at most.
@@ -25,30 +22,12 @@ BOUND = 0.003
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    settings = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-        dtype="float32",
-    )
-    path = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(settings).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("llama"), initializer_range=0.1)
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    rng = random.Random(0)
-    shared = [rng.randrange(VOCAB) for _ in range(70)]
-    own = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))] for _ in range(6)]
-    return [shared[:n] for n in (1, 31, 33, 64, 70)] + [shared + tail for tail in own] + own
+    return prompts_with_a_prefix_in_common([1, 31, 33, 64, 70])
 
 
 def completions(llm: LLM, prompts: list[list[int]]) -> list[Completion]:

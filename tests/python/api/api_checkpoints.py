@@ -1,0 +1,41 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The tiny random Llama that tests of the Python API generate with, and prompts for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+VOCAB = 160
+
+
+def save_llama(path: Path, *, initializer_range: float) -> Path:
+    """Three layers in float32, the same weights each time."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range,
+        dtype="float32",
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def prompts_with_a_prefix_in_common(lengths: Sequence[int]) -> list[list[int]]:
+    """Beginnings of one text, of those lengths; all of it with six endings; and the endings."""
+    rng = random.Random(0)
+    shared = [rng.randrange(VOCAB) for _ in range(70)]
+    own = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))] for _ in range(6)]
+    return [shared[:n] for n in lengths] + [shared + tail for tail in own] + own
