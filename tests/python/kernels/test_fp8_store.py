@@ -75,8 +75,11 @@ def test_keys_are_stored_as_their_rotation_left_them() -> None:
     if DEVICE == "cpu":
         assert torch.equal(bits, wanted)
         return
-    # A GPU's compiler joins a product and a sum, which may move a value to the next e4m3 one.
-    untouched = wanted == 255
-    assert torch.equal(bits == 255, untouched)
-    values, close = (b[~untouched].view(FP8).float() for b in (bits, wanted))
-    torch.testing.assert_close(values, close, rtol=0.13, atol=2.0**-9)
+    # A GPU's compiler joins a product and a sum: keys may move by a rounding of what is added, and
+    # then to the next e4m3 value.
+    assert torch.equal(bits[:, 1], wanted[:, 1])
+    untouched = wanted[:, 0] == 255
+    assert torch.equal(bits[:, 0] == 255, untouched)
+    values, close = (b[:, 0][~untouched].view(FP8).float() for b in (bits, wanted))
+    rounding = 2.0**-8 * qkv.abs().max().item() / scales[0]
+    torch.testing.assert_close(values, close, rtol=0.13, atol=rounding)

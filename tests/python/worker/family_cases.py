@@ -67,11 +67,7 @@ class Case:
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", experts_implementation="eager"
         ).eval()
-        for name in ("limit", "alpha"):  # older releases of transformers have these as constants
-            if (value := getattr(config, f"swiglu_{name}", None)) is not None:
-                for module in model.modules():
-                    if hasattr(module, name):
-                        setattr(module, name, value)
+        as_configured(model)
         generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
         with torch.no_grad():
             for name, parameter in _saved(model).items():
@@ -82,6 +78,16 @@ class Case:
                     # Norms start at 1 (or 0) and biases at 0, which would hide their mistakes.
                     parameter.add_(noise * 0.3)
         return model
+
+
+def as_configured(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with what older releases of transformers have as constants taken from its config."""
+    for name in ("limit", "alpha"):
+        if (value := getattr(model.config, f"swiglu_{name}", None)) is not None:
+            for module in model.modules():
+                if hasattr(module, name):
+                    setattr(module, name, value)
+    return model
 
 
 def _saved(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_cases import CASES, Case
+from family_cases import CASES, Case, as_configured
 from family_serving import PROMPT, Served, context_logits, random_tokens
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -44,4 +44,5 @@ def test_as_near_as_transformers(case: Case, tmp_path: Path) -> None:
 
 
 def _read(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    return as_configured(model)
