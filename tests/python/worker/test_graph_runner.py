@@ -20,7 +20,6 @@ import torch
 from family_cases import CASES
 from flashinfer_doubles import TorchFa3, TorchXqa
 from triton_interpreter import mend_interpreter
-from worker_checkpoints import VOCAB
 from worker_testing import Driver, load_runner
 
 pytest.importorskip("triton")
@@ -123,7 +122,7 @@ def run_steps(path: Any, *, graphs: bool | None, seed: int, steps: int = 11) -> 
     for step in range(steps):
         plan = driver.new_plan()
         for _ in range(int(random.integers(0, 4)) if step < steps - 4 else 0):
-            prompt = random.integers(3, VOCAB, int(random.integers(1, 40))).tolist()
+            prompt = random.integers(3, driver.vocab, int(random.integers(1, 40))).tolist()
             slot = free.pop(0) if free else None
             if slot is None:
                 break
