@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 
 from slipstream.attention.interface import ScoreSpec
+from slipstream.kernels import flashinfer_calls
+from slipstream.kernels.flashinfer_calls import BLOCK_SIZES, HEAD_DIMS, MAX_GROUP
 from slipstream.layers.device import has_kernels
 from slipstream.models.decoder import Decoder
 from slipstream.models.served import ServedModel
@@ -26,25 +28,56 @@ def choose_attention(config: WorkerConfig, decoder: ServedModel) -> AttentionCho
     asked = config.attention_backend
     if asked == "sdpa":
         return "sdpa"
-    lacking = _kernels_lack(decoder, config.tokens_per_block)
+    lacking = _device_lacks(asked, decoder.device) or _kernels_lack(config, decoder)
     if asked == "auto":
         return "triton" if lacking is None else "sdpa"
     if lacking is None and asked == "flashinfer":
         assert isinstance(decoder, Decoder)
-        lacking = _flashinfer_lacks(config, decoder)
+        lacking = flashinfer_lacks(config, decoder.spec, decoder.dtype)
     if lacking is not None:
-        raise ConfigError(f"attention_backend is {asked!r}: {lacking}; set auto")
+        raise _refusal(asked, lacking)
     return asked
 
 
-def _kernels_lack(decoder: ServedModel, tokens_per_block: int) -> str | None:
+def refuse_device(config: WorkerConfig, device: torch.device) -> None:
+    """Raises ConfigError for kernels that no model can run on there, before one is loaded."""
+    asked = config.attention_backend
+    if asked in ("triton", "flashinfer"):
+        lacking = _device_lacks(asked, device)
+        if lacking is not None:
+            raise _refusal(asked, lacking)
+
+
+def _refusal(asked: str, lacking: str) -> ConfigError:
+    return ConfigError(f"attention_backend is {asked!r}: {lacking}; set auto")
+
+
+def _device_lacks(asked: str, device: torch.device) -> str | None:
+    """Why kernels cannot run on a device, or None."""
+    if not has_kernels(device):
+        return (
+            f"device is {str(device)!r}, an NVIDIA GPU of compute capability 8.0 or more is "
+            "needed, and torch's compiler for it"
+        )
+    if asked != "flashinfer":
+        return None
+    installed = flashinfer_calls.installed_version()
+    if installed != flashinfer_calls.VERSION:
+        found = "is not installed" if installed is None else f"{installed} is installed"
+        return (
+            f"flashinfer-python {found}, {flashinfer_calls.VERSION} is needed: "
+            "pip install 'slipstream[flashinfer]'"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability != flashinfer_calls.CAPABILITY:
+        have, need = (".".join(map(str, one)) for one in (capability, flashinfer_calls.CAPABILITY))
+        return f"{device} has compute capability {have}, {need} is needed"
+    return None
+
+
+def _kernels_lack(config: WorkerConfig, decoder: ServedModel) -> str | None:
     """Why kernels for GPUs cannot serve a model; None if they can, and never wait for the host."""
     spec = decoder.spec
-    if not has_kernels(decoder.device):
-        return (
-            f"device is {str(decoder.device)!r}, an NVIDIA GPU of compute capability 8.0 or more "
-            "is needed, and torch's compiler for it"
-        )
     if not isinstance(decoder, Decoder):
         return f"{spec.architecture} runs on transformers' forward, which is served with sdpa alone"
     if spec.latent_dim is not None:
@@ -54,32 +87,13 @@ def _kernels_lack(decoder: ServedModel, tokens_per_block: int) -> str | None:
         )
     if spec.head_dim > 256:
         return f"the checkpoint's head_dim is {spec.head_dim}, must be at most 256"
-    if tokens_per_block & (tokens_per_block - 1):
-        return f"tokens_per_block is {tokens_per_block}, must be a power of two"
+    if config.tokens_per_block & (config.tokens_per_block - 1):
+        return f"tokens_per_block is {config.tokens_per_block}, must be a power of two"
     return None
 
 
-def _flashinfer_lacks(config: WorkerConfig, decoder: Decoder) -> str | None:
-    from slipstream.kernels import flashinfer_calls as flashinfer
-
-    installed = flashinfer.installed_version()
-    if installed != flashinfer.VERSION:
-        found = "is not installed" if installed is None else f"{installed} is installed"
-        return (
-            f"flashinfer-python {found}, {flashinfer.VERSION} is needed: "
-            "pip install 'slipstream[flashinfer]'"
-        )
-    capability = torch.cuda.get_device_capability(decoder.device)
-    if capability != flashinfer.CAPABILITY:
-        have, need = (".".join(map(str, one)) for one in (capability, flashinfer.CAPABILITY))
-        return f"{decoder.device} has compute capability {have}, {need} is needed"
-    return flashinfer_lacks_sizes(config, decoder.spec, decoder.dtype)
-
-
-def flashinfer_lacks_sizes(config: WorkerConfig, spec: ArchSpec, dtype: torch.dtype) -> str | None:
+def flashinfer_lacks(config: WorkerConfig, spec: ArchSpec, dtype: torch.dtype) -> str | None:
     """Why FlashInfer cannot serve a model on any device, or None."""
-    from slipstream.kernels.flashinfer_calls import BLOCK_SIZES, HEAD_DIMS, MAX_GROUP
-
     if dtype != torch.bfloat16:
         return f"dtype is {str(dtype).removeprefix('torch.')}, must be bfloat16"
     if config.kv_cache_dtype != "auto":

@@ -21,7 +21,7 @@ from slipstream.models.kv_groups import KvGroup, Serving, kv_groups
 from slipstream.models.loader import Progress
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
-from slipstream.worker.attention_choice import AttentionChoice, choose_attention
+from slipstream.worker.attention_choice import AttentionChoice, choose_attention, refuse_device
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
 from slipstream.worker.kv_precision import KvPrecision, choose_kv_precision
@@ -46,6 +46,7 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     """
     progress(0.0, "reading the checkpoint")
     device = choose_device(config.device)
+    refuse_device(config, device)
     dummy = config.load_format == "dummy"
     path = resolve_checkpoint(
         config.model, config.revision, weights=not dummy, code=config.trust_remote_code

@@ -17,8 +17,9 @@ from slipstream.kernels import flashinfer_calls
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.models.spec import ArchSpec
-from slipstream.worker.attention_choice import choose_attention, flashinfer_lacks_sizes
+from slipstream.worker.attention_choice import choose_attention, flashinfer_lacks, refuse_device
 from slipstream.worker.config import ConfigError
+from slipstream.worker.startup import load_model
 
 CPU = torch.device("cpu")
 
@@ -48,14 +49,23 @@ def refusal(served: ServedModel, backend: str, **settings: Any) -> str:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 @pytest.mark.parametrize("backend", ["triton", "flashinfer"])
-def test_kernels_need_a_gpu(served: ServedModel, checkpoint, backend: str) -> None:
+def test_kernels_need_a_gpu(served: ServedModel, backend: str) -> None:
     message = (
         f"attention_backend is {backend!r}: device is 'cpu', an NVIDIA GPU of compute capability "
         "8.0 or more is needed, and torch's compiler for it; set auto"
     )
     assert refusal(served, backend) == message
-    with pytest.raises(ConfigError, match="attention_backend is"):
-        load_runner(checkpoint("bf16").path, device="cpu", attention_backend=backend)
+    with pytest.raises(ConfigError) as error:
+        refuse_device(config("model", attention_backend=backend), CPU)
+    assert str(error.value) == message
+
+
+def test_devices_are_refused_before_anything_is_loaded() -> None:
+    for backend in ("auto", "sdpa"):
+        refuse_device(config("model", attention_backend=backend), CPU)
+    settings = config("/there/is/none", device="cpu", attention_backend="flashinfer")
+    with pytest.raises(ConfigError, match="attention_backend is 'flashinfer': device is 'cpu'"):
+        load_model(settings, lambda fraction, what: None)
 
 
 def test_torch_serves_everything(served: ServedModel, checkpoint) -> None:
@@ -115,7 +125,7 @@ def spec(checkpoint) -> ArchSpec:
 
 def lacks(spec: ArchSpec, dtype: torch.dtype = torch.bfloat16, **settings: Any) -> str | None:
     settings = {"tokens_per_block": 32, **settings}
-    return flashinfer_lacks_sizes(config("model", **settings), spec, dtype)
+    return flashinfer_lacks(config("model", **settings), spec, dtype)
 
 
 @pytest.mark.parametrize("per_block", [16, 32, 64, 128])
