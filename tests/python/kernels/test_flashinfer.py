@@ -182,16 +182,29 @@ def prefill_for(case: Case) -> Fa3Prefill:
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("gap", [0, 3])
 @pytest.mark.parametrize("case", PREFILL)
-def test_prefill(case: Case, gap: int) -> None:
+def test_prefill(case: Case) -> None:
     """Whole prompts, chunks with earlier context, and one that fills its last block."""
-    step = Prefilling(Layout(case, [2, 300, 513, 640, 1500]), [2, 300, 200, 64, 129], gap)
+    step = Prefilling(Layout(case, [2, 300, 513, 640, 1500]), [2, 300, 200, 64, 129], gap=0)
+    prefill = prefill_for(case)
+    step.plan(prefill, step.q.shape[0], 5)
+    step.run(prefill)
+    step.check()
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("case", PREFILL[:2])
+def test_rows_between_chunks(case: Case) -> None:
+    """They get zeros, those before the first chunk stay as they are."""
+    step = Prefilling(Layout(case, [2, 300, 513]), [2, 300, 200], gap=3)
     prefill = prefill_for(case)
     step.plan(prefill, step.q.shape[0], 9)
     step.run(prefill)
     step.check()
-    assert (step.out[: step.rows[0]] == 7.0).all()  # not of a chunk, and before all
+    assert (step.out[:3] == 7.0).all()
+    for row, size in zip(step.rows[:-1], step.sizes, strict=False):
+        assert (step.out[row + size : row + size + 3] == 0.0).all()
 
 
 @pytest.mark.gpu
@@ -199,7 +212,7 @@ def test_prefill(case: Case, gap: int) -> None:
 def test_a_graph_of_chunks_follows_its_plan() -> None:
     case = replace(BF16, heads=8, head_dim=128, per_block=32)
     prefill = prefill_for(case)
-    step = Prefilling(Layout(case, [100, 900, 500]), [100, 300, 100], 0)
+    step = Prefilling(Layout(case, [100, 900, 500]), [100, 300, 100], gap=0)
     none = Chunks(*np.zeros((4, 0), np.int64))
     prefill.plan(none, 1024, 8, step.tables.shape[1], case.per_block, 0)
     graph = captured(lambda: step.run(prefill))
