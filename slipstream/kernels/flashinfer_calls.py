@@ -6,15 +6,15 @@ LLM Inference Serving) on a paged cache as our own kernels lay it out. The one f
 Its pages are our blocks, head by head ("HND"); keys and values are strided views of a pool, so that
 nothing is copied. Decode is ``xqa``, which plans nothing on the host. Chunks are FlashAttention 3,
 planned on the host with sizes that depend on the step's shape alone, so that a CUDA graph can be
-replayed with another plan. That is called below the public wrapper: the wrapper copies page lists,
-where these kernels read block tables, and takes longer for its own bookkeeping than for the plan.
+replayed with another plan. That is called below the public wrapper, which would copy lists of pages
+that these kernels can read in our block tables, and one plan of which serves one wrapper alone.
 """
 
 from __future__ import annotations
 
 import math
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,30 @@ def installed_version() -> str | None:
         return version("flashinfer-python")
     except PackageNotFoundError:
         return None
+
+
+def load_kernels(head_dim: int, group: int, per_block: int, *, windows: bool, full: bool) -> None:
+    """Loads what a model needs, in bfloat16, and compiles what is not compiled yet: minutes.
+
+    group: query heads of a KV head. windows, full: whether layers have a window, and have none.
+    Raises RuntimeError or OSError where a kernel is not compiled and cannot be.
+    """
+    from flashinfer.xqa import get_xqa_module
+
+    dtype = torch.bfloat16
+    for windowed in (False, True)[not full : 1 + windows]:
+        get_xqa_module(dtype, dtype, per_block, head_dim, group, windowed, dtype, 1)
+    if full:
+        _fa3_module(head_dim)
+
+
+def _fa3_module(head_dim: int) -> Any:
+    from flashinfer.prefill import get_batch_prefill_module
+
+    dtype = torch.bfloat16
+    return get_batch_prefill_module(
+        "fa3", dtype, dtype, dtype, torch.int32, head_dim, head_dim, 0, False, False, False
+    )
 
 
 class XqaDecode:
@@ -144,12 +168,7 @@ class Fa3Prefill:
         depth: int,
         device: torch.device,
     ) -> None:
-        from flashinfer.prefill import get_batch_prefill_module
-
-        dtype = torch.bfloat16
-        self._module = get_batch_prefill_module(
-            "fa3", dtype, dtype, dtype, torch.int32, head_dim, head_dim, 0, False, False, False
-        )
+        self._module = _fa3_module(head_dim)
         self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
         size = plan_bytes(heads, max_rows, max_chunks, _sms(device))
         self._plan = torch.zeros(size, dtype=torch.uint8, device=device)

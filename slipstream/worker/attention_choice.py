@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from slipstream.attention.interface import ScoreSpec
+from slipstream.attention.interface import FULL, ScoreSpec
 from slipstream.kernels import flashinfer_calls
 from slipstream.kernels.flashinfer_calls import BLOCK_SIZES, HEAD_DIMS, MAX_GROUP
 from slipstream.layers.device import has_kernels
@@ -16,6 +16,8 @@ from slipstream.models.decoder import Decoder
 from slipstream.models.served import ServedModel
 from slipstream.models.spec import ArchSpec
 from slipstream.worker.config import ConfigError, WorkerConfig
+
+_MOST_OF_AN_ERROR = 600  # characters: a compiler says much, and what matters last
 
 AttentionChoice = Literal["triton", "flashinfer", "sdpa"]
 
@@ -46,6 +48,27 @@ def refuse_device(config: WorkerConfig, device: torch.device) -> None:
         lacking = _device_lacks(asked, device)
         if lacking is not None:
             raise _refusal(asked, lacking)
+
+
+def load_flashinfer(config: WorkerConfig, spec: ArchSpec) -> None:
+    """Loads what FlashInfer has for a model: no step is to wait for a compiler.
+
+    Raises ConfigError where kernels are neither compiled nor can be.
+    """
+    masks = [layer.attention.scores.mask for layer in spec.layers]
+    try:
+        flashinfer_calls.load_kernels(
+            spec.head_dim,
+            spec.num_heads // spec.num_kv_heads,
+            config.tokens_per_block,
+            windows=any(mask != FULL for mask in masks),
+            full=any(mask == FULL for mask in masks),
+        )
+    except (RuntimeError, OSError) as error:
+        raise _refusal(
+            "flashinfer",
+            f"FlashInfer could not load or compile its kernels: {str(error)[-_MOST_OF_AN_ERROR:]}",
+        ) from error
 
 
 def _refusal(asked: str, lacking: str) -> ConfigError:

@@ -21,7 +21,12 @@ from slipstream.models.kv_groups import KvGroup, Serving, kv_groups
 from slipstream.models.loader import Progress
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
-from slipstream.worker.attention_choice import AttentionChoice, choose_attention, refuse_device
+from slipstream.worker.attention_choice import (
+    AttentionChoice,
+    choose_attention,
+    load_flashinfer,
+    refuse_device,
+)
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
 from slipstream.worker.kv_precision import KvPrecision, choose_kv_precision
@@ -163,6 +168,9 @@ def _runner_for(
     from slipstream.worker.tuning import choose_kernels
 
     assert isinstance(decoder, Decoder)
+    if kernels == "flashinfer":
+        progress(0.0, "loading FlashInfer's kernels, or compiling them, which takes minutes")
+        load_flashinfer(config, decoder.spec)
     runner = GraphRunner(
         decoder,
         groups,

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +19,12 @@ from slipstream.kernels import flashinfer_calls
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.models.spec import ArchSpec
-from slipstream.worker.attention_choice import choose_attention, flashinfer_lacks, refuse_device
+from slipstream.worker.attention_choice import (
+    choose_attention,
+    flashinfer_lacks,
+    load_flashinfer,
+    refuse_device,
+)
 from slipstream.worker.config import ConfigError
 from slipstream.worker.startup import load_model
 
@@ -172,6 +179,62 @@ def test_what_flashinfer_lacks_is_said_at_start(served: ServedModel, on_hopper: 
         "attention_backend is 'flashinfer': the checkpoint's head_dim is 16, must be one of 64, "
         "128; set auto"
     )
+
+
+@pytest.mark.parametrize(
+    ("masks", "windows", "full"),
+    [
+        ((FULL,), False, True),
+        ((Mask("sliding", 64),), True, False),
+        ((FULL, Mask("sliding", 64)), True, True),
+    ],
+)
+def test_kernels_are_loaded_before_the_first_step(
+    spec: ArchSpec, monkeypatch: pytest.MonkeyPatch, masks: tuple, windows: bool, full: bool
+) -> None:
+    calls = []
+    monkeypatch.setattr(
+        flashinfer_calls, "load_kernels", lambda *sizes, **kinds: calls.append((sizes, kinds))
+    )
+    layers = tuple(
+        with_scores(spec, ScoreSpec(1.0, masks[i % len(masks)])).layers[-1] for i in range(4)
+    )
+    load_flashinfer(config("model", tokens_per_block=64), replace(spec, layers=layers))
+    assert calls == [((128, 2, 64), {"windows": windows, "full": full})]
+
+
+def test_which_kernels_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for FlashInfer's modules note what they are asked for."""
+    calls: list[tuple] = []
+    for name, function in (("xqa", "get_xqa_module"), ("prefill", "get_batch_prefill_module")):
+        module = ModuleType(f"flashinfer.{name}")
+        setattr(module, function, lambda *wanted, name=name: calls.append((name, *wanted)))
+        monkeypatch.setitem(sys.modules, f"flashinfer.{name}", module)
+    monkeypatch.setitem(sys.modules, "flashinfer", ModuleType("flashinfer"))
+    xqa = [("xqa", *(torch.bfloat16,) * 2, 32, 128, 4, window) for window in (False, True)]
+    for windows, full, expected in (
+        (False, True, ["xqa False", "prefill"]),
+        (True, False, ["xqa True"]),
+        (True, True, ["xqa False", "xqa True", "prefill"]),
+    ):
+        calls.clear()
+        flashinfer_calls.load_kernels(128, 4, 32, windows=windows, full=full)
+        found = [f"{call[0]} {call[6]}" if call[0] == "xqa" else call[0] for call in calls]
+        assert found == expected
+        assert {call[:7] for call in calls if call[0] == "xqa"} <= set(xqa)
+
+
+def test_kernels_that_cannot_be_compiled(spec: ArchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*sizes: int, **kinds: bool) -> None:
+        raise RuntimeError("x" * 1000 + "Could not find nvcc")
+
+    monkeypatch.setattr(flashinfer_calls, "load_kernels", fail)
+    with pytest.raises(ConfigError) as error:
+        load_flashinfer(config("model"), spec)
+    message = str(error.value)
+    assert message.startswith("attention_backend is 'flashinfer': FlashInfer could not load or ")
+    assert message.endswith("xCould not find nvcc; set auto")
+    assert len(message) < 720
 
 
 def test_unknown_backends_are_refused() -> None:

@@ -203,6 +203,7 @@ def test_steps_with_flashinfer_are_those_of_the_plain_runner(
     monkeypatch.setattr("slipstream.attention.paged_flashinfer.XqaDecode", TorchXqa)
     monkeypatch.setattr("slipstream.attention.paged_flashinfer.Fa3Prefill", TorchFa3)
     monkeypatch.setattr("slipstream.worker.startup.choose_attention", lambda *_: "flashinfer")
+    monkeypatch.setattr("slipstream.worker.startup.load_flashinfer", lambda *_: None)
     tokens = run_steps(path, graphs=True, seed=1, steps=steps)
     # More than when graphs were captured.
     assert TorchXqa.launches > 8
