@@ -4,25 +4,30 @@
 
 python3 benchmarks/attention_kernels.py [--heads 32] [--kv-heads 8] [--head-dim 128]
     [--tokens-per-block 16] [--decode 1x1k 64x4k] [--prefill 8x1024] [--splits 1 8 16]
-    [--sliding 4096] [--soft-cap 50] [--kv-cache-dtype fp8]
+    [--sliding 4096] [--soft-cap 50] [--kv-cache-dtype fp8] [--backends triton flashinfer]
 
 Every launch is compared with float32 arithmetic first. Times are of replays of CUDA graphs whose
 launches take turns on caches that together exceed the GPU's second-level cache, the best of several
 replays. TB/s counts the keys and values that the mask shows; TFLOP/s half a square of scores. FP8
-caches have scales other than 1.
+caches have scales other than 1. FlashInfer needs blocks of 16, 32, 64 or 128 tokens; what its plan
+costs the host is printed beside its prefill.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from slipstream.attention.kv_cache import bits_of
 from slipstream.attention.kv_scale import UNSCALED, KvScale, to_fp8
+from slipstream.kernels.flashinfer_calls import Chunks, Fa3Prefill, XqaDecode
+from slipstream.kernels.page_tables import gather_tables
 from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
 
@@ -138,63 +143,129 @@ def compare(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
         raise SystemExit(f"{what}: wrong by {error:.1%}")
 
 
-def decode(shape: Shape, name: str, splits: list[int]) -> None:
-    n, length = parse(name)
-    caches = Caches(shape, n, length)
-    q, out = qkv(shape, n), torch.empty(n, shape.heads * shape.head_dim, device="cuda")
-    out = out.bfloat16()
-    rows, positions = ints(list(range(n))), ints([length - 1] * n)
-    sms = torch.cuda.get_device_properties(0).multi_processor_count
-    chosen = choose_splits(n, shape.kv_heads, sms, length)
-    for num_splits in dict.fromkeys([*splits, chosen]):
-        workspace = decode_workspace(n, shape.heads, shape.head_dim, num_splits, q.device)
+class Decodes:
+    """The last token of each of ``n`` sequences."""
 
-        def launch(pool: torch.Tensor, num_splits=num_splits, workspace=workspace) -> None:
-            decode_attention(
-                q, pool, caches.tables, rows, rows, positions, out, workspace,
-                num_splits=num_splits, **shape.options,
-            )  # fmt: skip
+    def __init__(self, shape: Shape, name: str) -> None:
+        self.shape, self.name = shape, name
+        self.n, self.length = parse(name)
+        self.caches = Caches(shape, self.n, self.length)
+        self.q = qkv(shape, self.n)
+        self.out = torch.empty(self.n, shape.heads * shape.head_dim, device="cuda").bfloat16()
+        self.rows, self.positions = ints(list(range(self.n))), ints([self.length - 1] * self.n)
 
-        out.fill_(float("nan"))
-        launch(caches.pools[0])
+    def measure(self, launch: Callable[[torch.Tensor], None], how: str, mark: str = "") -> None:
+        shape, n, last = self.shape, self.n, self.length - 1
+        self.out.fill_(float("nan"))
+        launch(self.caches.pools[0])
         for i in sorted({0, n // 2, n - 1}):
-            compare(out[i], caches.reference(q[i], i, length - 1), f"decode {name}, row {i}")
-        time = microseconds(launch, caches.pools)
-        seen = n * (length - shape.first_visible(length - 1))
+            expected = self.caches.reference(self.q[i], i, last)
+            compare(self.out[i], expected, f"decode {self.name} {how}, row {i}")
+        time = microseconds(launch, self.caches.pools)
+        seen = n * (self.length - shape.first_visible(last))
         rate = seen * shape.kv_heads * shape.head_dim * 2 * shape.value_bytes / time / 1e6
-        mark = " chosen" if num_splits == chosen else ""
-        print(f"decode {name:8} splits {num_splits:3} {time:9.1f} us {rate:6.2f} TB/s{mark}")
+        print(f"decode {self.name:8} {how:11} {time:9.1f} us {rate:6.2f} TB/s{mark}", flush=True)
+
+    def triton(self, splits: list[int]) -> None:
+        shape, rows = self.shape, self.rows
+        sms = torch.cuda.get_device_properties(0).multi_processor_count
+        chosen = choose_splits(self.n, shape.kv_heads, sms, self.length)
+        for num_splits in dict.fromkeys([*splits, chosen]):
+            workspace = decode_workspace(
+                self.n, shape.heads, shape.head_dim, num_splits, self.q.device
+            )
+
+            def launch(pool: torch.Tensor, num_splits=num_splits, workspace=workspace) -> None:
+                decode_attention(
+                    self.q, pool, self.caches.tables, rows, rows, self.positions, self.out,
+                    workspace, num_splits=num_splits, **shape.options,
+                )  # fmt: skip
+
+            self.measure(launch, f"splits {num_splits}", " chosen" if num_splits == chosen else "")
+
+    def flashinfer(self) -> None:
+        """The queries it reads have to be contiguous; tables are gathered once a step."""
+        shape, q = self.shape, self.q.contiguous()
+        xqa = XqaDecode(self.n, shape.kv_heads, q.device)
+        tables, lengths = torch.empty_like(self.caches.tables), torch.empty_like(self.rows)
+        gather_tables(
+            self.caches.tables, self.rows, self.rows, self.positions, tables, lengths,
+            per_block=shape.per_block, mask_kind="full", mask_size=0,
+        )  # fmt: skip
+
+        def launch(pool: torch.Tensor) -> None:
+            out, scale = self.out.view(q.shape), shape.options["scale"]
+            xqa.run(q, pool, tables, lengths, out, scale=scale, window=shape.window)
+
+        self.measure(launch, "flashinfer")
 
 
-def prefill(shape: Shape, name: str) -> None:
-    n, length = parse(name)
-    caches = Caches(shape, n, length)
-    q, out = qkv(shape, n * length), torch.empty(n * length, shape.heads * shape.head_dim)
-    out = out.cuda().bfloat16().fill_(float("nan"))
-    most = tile_tokens(shape.heads, shape.kv_heads)
-    tiles = [
-        (i * length + begin, min(most, length - begin), i)
-        for begin in reversed(range(0, length, most))  # the longest first
-        for i in range(n)
-    ]
-    rows, sizes, slots = (ints(list(column)) for column in zip(*tiles, strict=True))
-    positions = ints(list(range(length)) * n)
+class Prompts:
+    """``n`` sequences from their first token on."""
 
-    def launch(pool: torch.Tensor) -> None:
-        prefill_attention(
-            q, pool, caches.tables, rows, sizes, slots, positions, out, **shape.options
+    def __init__(self, shape: Shape, name: str) -> None:
+        self.shape, self.name = shape, name
+        self.n, self.length = parse(name)
+        self.caches = Caches(shape, self.n, self.length)
+        self.q = qkv(shape, self.n * self.length)
+        width = shape.heads * shape.head_dim
+        self.out = torch.empty(self.n * self.length, width, device="cuda", dtype=torch.bfloat16)
+
+    def measure(self, launch: Callable[[torch.Tensor], None], how: str, mark: str = "") -> None:
+        shape, n, length = self.shape, self.n, self.length
+        self.out.fill_(float("nan"))
+        launch(self.caches.pools[0])
+        for sequence, position in ((0, 0), (n - 1, length // 2 + 3), (n - 1, length - 1)):
+            row = sequence * length + position
+            expected = self.caches.reference(self.q[row], sequence, position)
+            compare(self.out[row], expected, f"prefill {self.name} {how}, token {row}")
+        assert not self.out.isnan().any()
+        time = microseconds(launch, self.caches.pools)
+        seen = sum(position + 1 - shape.first_visible(position) for position in range(length))
+        rate = 4 * n * seen * shape.heads * shape.head_dim / time / 1e6
+        print(
+            f"prefill {self.name:8} {how:11} {time:9.1f} us {rate:6.0f} TFLOP/s{mark}", flush=True
         )
 
-    launch(caches.pools[0])
-    for sequence, position in ((0, 0), (n - 1, length // 2 + 3), (n - 1, length - 1)):
-        row = sequence * length + position
-        expected = caches.reference(q[row], sequence, position)
-        compare(out[row], expected, f"prefill {name}, token {row}")
-    assert not out.isnan().any()
-    time = microseconds(launch, caches.pools)
-    seen = sum(position + 1 - shape.first_visible(position) for position in range(length))
-    rate = 4 * n * seen * shape.heads * shape.head_dim / time / 1e6
-    print(f"prefill {name:8} {time:9.1f} us {rate:6.0f} TFLOP/s")
+    def triton(self) -> None:
+        shape, length = self.shape, self.length
+        most = tile_tokens(shape.heads, shape.kv_heads)
+        tiles = [
+            (i * length + begin, min(most, length - begin), i)
+            for begin in reversed(range(0, length, most))  # the longest first
+            for i in range(self.n)
+        ]
+        rows, sizes, slots = (ints(list(column)) for column in zip(*tiles, strict=True))
+        positions = ints(list(range(length)) * self.n)
+
+        def launch(pool: torch.Tensor) -> None:
+            prefill_attention(
+                self.q, pool, self.caches.tables, rows, sizes, slots, positions, self.out,
+                **shape.options,
+            )  # fmt: skip
+
+        self.measure(launch, "triton")
+
+    def flashinfer(self) -> None:
+        shape, n, tables = self.shape, self.n, self.caches.tables
+        prefill = Fa3Prefill(
+            shape.heads, shape.kv_heads, shape.head_dim,
+            max_rows=n * self.length, max_chunks=n, depth=2, device=self.q.device,
+        )  # fmt: skip
+        sizes, slots = np.full(n, self.length), np.arange(n)
+        chunks = Chunks(slots * self.length, sizes, slots, sizes)
+        spent = []
+        for turn in (0, 1) * 5:
+            begin = time.perf_counter()
+            prefill.plan(chunks, n * self.length, n, tables.shape[1], shape.per_block, turn)
+            spent.append(time.perf_counter() - begin)
+            torch.cuda.synchronize()
+
+        def launch(pool: torch.Tensor) -> None:
+            out = self.out.view(self.q.shape)
+            prefill.run(self.q, pool, tables, out, scale=shape.options["scale"])
+
+        self.measure(launch, "flashinfer", f", plan {sorted(spent)[5] * 1e6:.0f} us of the host")
 
 
 def parse(name: str) -> tuple[int, int]:
@@ -216,7 +287,15 @@ def main() -> None:
     parser.add_argument("--decode", nargs="*", default=DECODE)
     parser.add_argument("--prefill", nargs="*", default=PREFILL)
     parser.add_argument("--splits", type=int, nargs="*", default=[1])
+    parser.add_argument(
+        "--backends", nargs="+", choices=["triton", "flashinfer"], default=["triton"]
+    )
     options = parser.parse_args()
+    if "flashinfer" in options.backends:
+        if options.soft_cap is not None or options.kv_cache_dtype == "fp8":
+            parser.error("--backends flashinfer has no soft caps and no FP8 caches here")
+        if options.sliding and options.prefill:
+            parser.error("--backends flashinfer has no windows in prefill: give --prefill alone")
     shape = Shape(
         options.heads,
         options.kv_heads,
@@ -228,9 +307,19 @@ def main() -> None:
     )
     print(f"{torch.cuda.get_device_name()}, bfloat16, {shape}")
     for name in options.decode:
-        decode(shape, name, options.splits)
+        decodes = Decodes(shape, name)
+        if "triton" in options.backends:
+            decodes.triton(options.splits)
+        if "flashinfer" in options.backends:
+            decodes.flashinfer()
+        del decodes
     for name in options.prefill:
-        prefill(shape, name)
+        prompts = Prompts(shape, name)
+        if "triton" in options.backends:
+            prompts.triton()
+        if "flashinfer" in options.backends:
+            prompts.flashinfer()
+        del prompts
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 """Generation on a GPU through the Executor and its worker, with random weights.
 
     python benchmarks/gpu.py llama-3.1-8b [--batch 1,8,32] [--mixed] [--kv-cache-dtype fp8]
-        [--json FILE]
+        [--attention-backend flashinfer] [--json FILE]
 
 Closed batches: prompts of 1,024 random tokens, greedy, end tokens ignored, no reuse of prefixes;
 time per output token is (time with 129 new tokens - time with 1) / 128, and prefill is measured by
@@ -162,6 +162,9 @@ def main() -> None:
     parser.add_argument("--max-num-tokens", type=int, default=8192)
     parser.add_argument("--tokens-per-block", type=int, default=64)
     parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
+    parser.add_argument(
+        "--attention-backend", choices=["auto", "triton", "flashinfer", "sdpa"], default="auto"
+    )
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -169,6 +172,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "model": arguments.model,
         "kv_cache_dtype": arguments.kv_cache_dtype,
+        "attention_backend": arguments.attention_backend,
     }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(values))
@@ -183,6 +187,7 @@ def main() -> None:
             kv_cache_dtype=arguments.kv_cache_dtype,
             enable_prefix_reuse=False,
             cuda_graphs=not arguments.no_graphs,
+            attention_backend=arguments.attention_backend,
         )
         results["start_s"] = time.perf_counter() - start
         print(f"{arguments.model}: ready after {results['start_s']:.1f} s", flush=True)

@@ -73,6 +73,13 @@ Status SetKvCacheDtype(std::string_view key, const std::string& value, LlmParame
   return Status::Ok();
 }
 
+Status SetAttentionBackend(std::string_view key, const std::string& value, LlmParameters* p) {
+  const auto choice = ParseChoice(key, value, {"auto", "triton", "flashinfer", "sdpa"});
+  if (!choice.ok()) return choice.status();
+  p->worker.attention_backend = value;
+  return Status::Ok();
+}
+
 Status SetDecodingMode(std::string_view key, const std::string& value, LlmParameters*) {
   if (value == "auto" || value == "top_k" || value == "top_p" || value == "top_k_top_p") {
     return Status::Ok();  // each request says how it samples
@@ -118,6 +125,7 @@ std::vector<LlmRow> OwnRows() {
       {"trust_remote_code", "", Bool<LlmParameters>(LLM(worker.trust_remote_code))},
       {"num_threads", "", LlmInt(LLM(worker.num_threads), 0, 4096)},
       {"cuda_graphs", "", Bool<LlmParameters>(LLM(worker.cuda_graphs))},
+      {"attention_backend", "", SetAttentionBackend},
       {"seed", "", Int<LlmParameters>(LLM(worker.seed), 0, kMaxInt64)},
       {"tokens_per_block", "", LlmInt(LLM(worker.tokens_per_block), 1, 4096)},
       {"max_seq_len", "", LlmInt(LLM(worker.max_seq_len), 0)},

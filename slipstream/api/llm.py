@@ -40,6 +40,9 @@ class LLM:
         model_impl: ``native``, ``transformers``, or ``auto``: native where it serves the model.
         load_format: ``auto``, ``safetensors``, or ``dummy``: random weights.
         cuda_graphs: replay decode steps on a GPU from graphs that are captured at start.
+        attention_backend: ``triton``, Slipstream's kernels for GPUs; ``flashinfer``, FlashInfer's,
+            which has to be installed; ``sdpa``, torch's; or ``auto``: triton where it serves the
+            model, else sdpa.
         policy: ``guaranteed_no_evict`` or ``max_utilization``.
         progress: called with (fraction, what) while the model loads.
 
@@ -66,6 +69,7 @@ class LLM:
         model_impl: str = "auto",
         load_format: str = "auto",
         cuda_graphs: bool = True,
+        attention_backend: str = "auto",
         trust_remote_code: bool = False,
         num_threads: int = 0,
         progress: Callable[[float, str], None] | None = None,
@@ -90,6 +94,7 @@ class LLM:
             "model_impl": model_impl,
             "load_format": load_format,
             "cuda_graphs": cuda_graphs,
+            "attention_backend": attention_backend,
             "trust_remote_code": trust_remote_code,
             "num_threads": num_threads,
         }

@@ -18,6 +18,7 @@ from slipstream.attention.interface import ScoreSpec
 from slipstream.attention.kv_cache import KvCache, pools_by_layer
 from slipstream.attention.kv_scale import FP8, UNSCALED, KvScale
 from slipstream.attention.preparation import Preparation, QkNorms
+from slipstream.kernels.flashinfer_calls import Chunks
 from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
 from slipstream.kernels.qkv import prepare_qkv
@@ -82,6 +83,13 @@ class PagedTriton:
         parts = max(count * max(splits, _MIXED_SPLITS) for count, splits in enumerate(self._splits))
         self.workspace = decode_workspace(parts, num_heads, self.head_dim, 1, device)
 
+    def stage_chunks(self, chunks: Chunks, max_tokens: int, turn: int) -> None:
+        """What the host has to enqueue before a step with chunks: nothing.
+
+        max_tokens: of the step, padding included. A graph of a step serves those that are staged
+        with the same number. turn: of the host's buffers, see Staging.
+        """
+
     def plan(self, batch: DeviceBatch) -> PagedTritonPlan:
         splits = self._splits[batch.decode_rows.shape[0]]
         if batch.tile_rows.shape[0]:
@@ -106,62 +114,80 @@ class PagedTritonPlan:
         preparation: Preparation | None = None,
     ) -> torch.Tensor:
         """See AttentionPlan.run."""
-        backend, batch = self._backend, self._batch
-        group, pool = backend.places[layer]
-        tables = batch.block_tables[group]
-        self._store(layer, qkv, batch.write_slots[group], preparation)
-        heads = backend.num_heads
-        queries = qkv[:, :heads]
-        out = qkv.new_empty((qkv.shape[0], heads * backend.head_dim))
-        scores = backend.scores[layer]
-        options: dict[str, Any] = {
+        self._store(layer, qkv, preparation)
+        queries, out = self._queries_and_result(qkv)
+        if self._batch.decode_rows.shape[0]:
+            self._decode(layer, queries, out, sinks)
+        if self._batch.tile_rows.shape[0]:
+            self._prefill(layer, queries, out, sinks)
+        return out
+
+    def _queries_and_result(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        heads = self._backend.num_heads
+        return qkv[:, :heads], qkv.new_empty((qkv.shape[0], heads * self._backend.head_dim))
+
+    def _decode(
+        self, layer: int, queries: torch.Tensor, out: torch.Tensor, sinks: torch.Tensor | None
+    ) -> None:
+        group, pool = self._backend.places[layer]
+        batch = self._batch
+        decode_attention(
+            queries,
+            pool,
+            batch.block_tables[group],
+            batch.decode_rows,
+            batch.decode_slots,
+            batch.positions,
+            out,
+            self._backend.workspace,
+            num_splits=self._splits,
+            sinks=sinks,
+            **self._options(layer),
+        )
+
+    def _prefill(
+        self, layer: int, queries: torch.Tensor, out: torch.Tensor, sinks: torch.Tensor | None
+    ) -> None:
+        group, pool = self._backend.places[layer]
+        batch = self._batch
+        prefill_attention(
+            queries,
+            pool,
+            batch.block_tables[group],
+            batch.tile_rows,
+            batch.tile_sizes,
+            batch.tile_slots,
+            batch.positions,
+            out,
+            sinks=sinks,
+            **self._options(layer),
+        )
+
+    def _options(self, layer: int) -> dict[str, Any]:
+        scores, scale = self._backend.scores[layer], self._backend.scales[layer]
+        return {
             "scale": scores.scale,
             "mask_kind": scores.mask.kind,
             "mask_size": scores.mask.size,
             "soft_cap": scores.soft_cap,
-            "sinks": sinks,
-            "key_scale": backend.scales[layer].key,
-            "value_scale": backend.scales[layer].value,
+            "key_scale": scale.key,
+            "value_scale": scale.value,
         }
-        if batch.decode_rows.shape[0]:
-            decode_attention(
-                queries,
-                pool,
-                tables,
-                batch.decode_rows,
-                batch.decode_slots,
-                batch.positions,
-                out,
-                backend.workspace,
-                num_splits=self._splits,
-                **options,
-            )
-        if batch.tile_rows.shape[0]:
-            prefill_attention(
-                queries,
-                pool,
-                tables,
-                batch.tile_rows,
-                batch.tile_sizes,
-                batch.tile_slots,
-                batch.positions,
-                out,
-                **options,
-            )
-        return out
 
     def _store(
         self,
         layer: int,
         qkv: torch.Tensor,
-        write_slots: torch.Tensor,
         preparation: Preparation | None,
+        q_out: torch.Tensor | None = None,
     ) -> None:
-        _, pool = self._backend.places[layer]
+        group, pool = self._backend.places[layer]
+        write_slots = self._batch.write_slots[group]
         options: dict[str, Any] = {
             "kv_heads": self._backend.num_kv_heads,
             "key_scale": self._backend.scales[layer].key,
             "value_scale": self._backend.scales[layer].value,
+            "q_out": q_out,
         }
         if preparation is not None and not _fusable(preparation.norms):
             preparation.apply_(qkv)

@@ -70,6 +70,12 @@ class ModelSection(Section):
     cuda_graphs: bool = _option(
         True, "replay decode steps on a GPU from graphs captured at start", roles=LLM
     )
+    attention_backend: Literal["auto", "triton", "flashinfer", "sdpa"] = _option(
+        "auto",
+        "whose attention kernels run: Slipstream's on a GPU (triton), FlashInfer's, or torch's; "
+        "auto: triton where it serves the model, else sdpa",
+        roles=LLM,
+    )
     seed: int = _option(0, "of dummy weights", roles=LLM, ge=0, lt=1 << 63)
 
 

@@ -60,7 +60,7 @@ def _stored(x, scale, dtype: tl.constexpr):
 
 @triton.jit
 def _prepare_qkv(
-    qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, eps, key_scale, value_scale,
+    qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, q_out, eps, key_scale, value_scale,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr,
     TOKENS_PER_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr, NORM_AFTER: tl.constexpr,
     HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, PDL: tl.constexpr,
@@ -110,6 +110,8 @@ def _prepare_qkv(
             y1, y2 = _scaled(y1, factor), _scaled(y2, factor)
             if REST > 0:
                 y3 = _scaled(y3, factor)
+        if q_out is not None:
+            start = q_out + (token * QUERIES + head)[:, None] * SIZE
         tl.store(start + columns1[None, :], y1, mask=mask)
         tl.store(start + columns2[None, :], y2, mask=mask)
         if REST > 0:
@@ -155,16 +157,18 @@ def prepare_qkv(
     eps: float = 0.0,
     norm_after_rope: bool = False,
     q_factor: torch.Tensor | None = None,
+    q_out: torch.Tensor | None = None,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
 ) -> None:
-    """Makes queries ready in place and writes keys and values to the cache, in one launch.
+    """Makes queries ready and writes keys and values to the cache, in one launch.
 
     qkv: ``[tokens, heads + 2 * kv_heads, head_dim]``, contiguous. Queries and keys are normalised
     over a head (weights ``[head_dim]``, qkv's dtype or float32), then their leading ``dim`` entries
     rotated by cos and sin, ``[tokens, dim]`` or ``[tokens, 1, dim]`` as ``RotaryEmbedding.tables``
     gives them; the other way round if norm_after_rope. Queries are then multiplied by q_factor,
-    ``[tokens]`` in all.
+    ``[tokens]`` in all. They replace those in qkv, or go to q_out, contiguous ``[tokens, heads,
+    head_dim]``.
 
     pool: one layer, ``[blocks, 2, kv_heads, tokens_per_block, head_dim]``, contiguous, qkv's dtype;
     or float8_e4m3fn, where keys over key_scale and values over value_scale are stored, saturated.
@@ -180,8 +184,9 @@ def prepare_qkv(
     rest = triton.next_power_of_2(size - dim) if dim < size else 0
     grid = (tokens, triton.cdiv(queries, _HEADS) + triton.cdiv(kv_heads, _HEADS))
     _prepare_qkv[grid](
-        qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, eps, key_scale, value_scale,
-        QUERIES=queries, KEYS=kv_heads, SIZE=size, DIM=dim, TOKENS_PER_BLOCK=pool.shape[3],
+        qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, q_out, eps, key_scale,
+        value_scale, QUERIES=queries, KEYS=kv_heads, SIZE=size, DIM=dim,
+        TOKENS_PER_BLOCK=pool.shape[3],
         INTERLEAVED=style == "interleaved", NORM_AFTER=norm_after_rope,
         HEADS=_HEADS, PAIRS=triton.next_power_of_2(dim // 2), REST=rest,
         num_warps=1, **launch_options(),

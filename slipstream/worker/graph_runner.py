@@ -19,10 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from slipstream.attention.device_attention import DeviceAttention, device_attention
 from slipstream.attention.kv_cache import KvCache
 from slipstream.attention.kv_scale import KvScale
-from slipstream.attention.paged_triton import DeviceBatch, PagedTriton
+from slipstream.attention.paged_triton import DeviceBatch
 from slipstream.kernels.argmax import greedy
+from slipstream.kernels.flashinfer_calls import Chunks
 from slipstream.kernels.sampling import draw_rows
 from slipstream.kernels.step_tokens import expand_tokens, keep_tokens
 from slipstream.models.decoder import Decoder
@@ -44,6 +46,7 @@ _MIXED_TOKENS = (
     *(tokens + more for tokens in _ROUND_TOKENS for more in (0, 64)),
 )
 _MORE_TILES = 64  # of a mixed graph, beyond what its tokens fill: as many prompts may end midway
+_NO_CHUNKS = Chunks(*np.zeros((4, 0), np.int64))
 _FEW_SAMPLES = 32  # in mixed graphs: rows of logits cost as much as tokens
 
 
@@ -68,6 +71,7 @@ class GraphRunner(ModelRunner):
         max_seq_len: int,
         max_num_tokens: int,
         kv_scales: Sequence[KvScale] | None = None,
+        kernels: DeviceAttention = "triton",
     ) -> None:
         super().__init__(
             decoder,
@@ -78,14 +82,17 @@ class GraphRunner(ModelRunner):
             kv_scales=kv_scales,
         )
         spec, device = decoder.spec, decoder.device
-        layers = [group.layers for group in self.groups]
-        self._kernels = PagedTriton(
+        tokens = max(max_num_tokens, max_num_seqs)  # a graph of decodes may be larger than a step
+        self._kernels = device_attention(
+            kernels,
             self.caches,
-            layers,
+            [group.layers for group in self.groups],
             spec.num_heads,
             spec.scores,
             max_decodes=max_num_seqs,
             max_positions=max_seq_len,
+            max_tokens=tokens,
+            depth=_DEPTH,
             scales=kv_scales,
         )
         self._max_num_tokens = max_num_tokens
@@ -96,7 +103,6 @@ class GraphRunner(ModelRunner):
         self._tables = torch.zeros(
             (groups_, max_num_seqs + 1, blocks), dtype=torch.int32, device=device
         )
-        tokens = max(max_num_tokens, max_num_seqs)  # a graph of decodes may be larger than a step
         # Mixed graphs are a little larger than any step: see _mixed_shapes.
         largest = StepShape(
             tokens,
@@ -132,6 +138,8 @@ class GraphRunner(ModelRunner):
         for done, shape in enumerate(sorted(shapes, key=lambda s: -s.tokens)):
             progress(done / len(shapes), f"capturing CUDA graphs: {shape.tokens} tokens")
             _clear(self._staging.begin(shape), self._padding)
+            if shape.tiles:
+                self._kernels.stage_chunks(_NO_CHUNKS, shape.tokens, self._staging.turn)
             self._compute(shape)  # compiles and chooses kernels, which a capture must not
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
@@ -312,6 +320,11 @@ class GraphRunner(ModelRunner):
         host.sample_rows[: exact.samples] = (starts + num_tokens - 1)[seqs]
         self._fill_samples(host, np.arange(seqs.size), slots, first + num_tokens, seqs)
         self._new_blocks(host)
+        if shape.tiles:
+            chunks = np.flatnonzero(num_tokens > 1)
+            columns = (starts, num_tokens, slots, first + num_tokens)
+            chosen = Chunks(*(column[chunks] for column in columns))
+            self._kernels.stage_chunks(chosen, shape.tokens, self._staging.turn)
         return shape
 
     def _fill_samples(

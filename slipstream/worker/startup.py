@@ -15,13 +15,18 @@ import torch
 
 from slipstream.attention.kv_cache import KvCache, KvShape
 from slipstream.attention.kv_scale import KvScale
-from slipstream.layers.device import has_kernels
 from slipstream.models.checkpoint import resolve_checkpoint
 from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup, Serving, kv_groups
 from slipstream.models.loader import Progress
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
+from slipstream.worker.attention_choice import (
+    AttentionChoice,
+    choose_attention,
+    load_flashinfer,
+    refuse_device,
+)
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
 from slipstream.worker.kv_precision import KvPrecision, choose_kv_precision
@@ -46,6 +51,7 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     """
     progress(0.0, "reading the checkpoint")
     device = choose_device(config.device)
+    refuse_device(config, device)
     dummy = config.load_format == "dummy"
     path = resolve_checkpoint(
         config.model, config.revision, weights=not dummy, code=config.trust_remote_code
@@ -98,6 +104,7 @@ def make_runner(
     precision: of the caches; by default what the configuration means for a model without scales.
     """
     precision = precision or choose_kv_precision(config, decoder, None)
+    kernels = choose_attention(config, decoder)
     progress(0.0, "allocating the KV cache")
     spec = decoder.spec
     if config.max_seq_len > spec.max_positions:
@@ -130,7 +137,9 @@ def make_runner(
             KvCache(shape, blocks, decoder.device)
             for shape, blocks in zip(shapes, pools, strict=True)
         ]
-        return _runner_for(config, decoder, groups, caches, precision.scales, max_seq_len, progress)
+        return _runner_for(
+            config, decoder, groups, caches, precision.scales, max_seq_len, kernels, progress
+        )
     except torch.OutOfMemoryError as error:
         raise ConfigError(_memory_message(decoder, shapes, pools, reserved)) from error
 
@@ -142,9 +151,10 @@ def _runner_for(
     caches: Sequence[KvCache],
     kv_scales: Sequence[KvScale] | None,
     max_seq_len: int,
+    kernels: AttentionChoice,
     progress: Progress,
 ) -> ModelRunner:
-    if not _has_kernels(decoder, config.tokens_per_block):
+    if kernels == "sdpa":
         return ModelRunner(
             decoder,
             groups,
@@ -158,6 +168,9 @@ def _runner_for(
     from slipstream.worker.tuning import choose_kernels
 
     assert isinstance(decoder, Decoder)
+    if kernels == "flashinfer":
+        progress(0.0, "loading FlashInfer's kernels, or compiling them, which takes minutes")
+        load_flashinfer(config, decoder.spec)
     runner = GraphRunner(
         decoder,
         groups,
@@ -166,23 +179,13 @@ def _runner_for(
         max_seq_len=max_seq_len,
         max_num_tokens=config.max_num_tokens,
         kv_scales=kv_scales,
+        kernels=kernels,
     )
     if config.cuda_graphs:
         progress(0.05, "choosing kernels")
         choose_kernels(decoder)
         runner.capture(lambda done, what: progress(0.1 + 0.9 * done, what))
     return runner
-
-
-def _has_kernels(decoder: ServedModel, tokens_per_block: int) -> bool:
-    """Whether this model can run on kernels of ours, and so without waiting for its GPU."""
-    return (
-        has_kernels(decoder.device)
-        and isinstance(decoder, Decoder)
-        and decoder.spec.latent_dim is None
-        and decoder.spec.head_dim <= 256
-        and tokens_per_block & (tokens_per_block - 1) == 0
-    )
 
 
 def _memory_message(

@@ -68,6 +68,9 @@ TEST_CASE("parameters: bad values name the key, the value and what is allowed") 
   CHECK(Error({{"model", "m"}, {"kv_cache_dtype", "fp4"}}) ==
         "parameter kv_cache_dtype: 'fp4' is none of auto, fp8");
   CHECK(Error({{"model", "m"}, {"kv_cache_dtype", "fp8"}}).empty());
+  CHECK(Error({{"model", "m"}, {"attention_backend", "xqa"}}) ==
+        "parameter attention_backend: 'xqa' is none of auto, triton, flashinfer, sdpa");
+  CHECK(Error({{"model", "m"}, {"attention_backend", "flashinfer"}}).empty());
   CHECK(Error({{"model", "m"}, {"kv_cache_fracton", "0.9"}}) ==
         "parameter kv_cache_fracton: unknown; the nearest known one is kv_cache_fraction");
   CHECK(Error({{"worker", "process"}}).find("parameter model (or gpt_model_path): not set") == 0);

@@ -182,6 +182,15 @@ def test_logprobs_belong_to_the_tokens(demo: LLM) -> None:
     assert completion.cumulative_logprob == pytest.approx(total, abs=1e-4)
 
 
+def test_attention_backends_reach_the_worker() -> None:
+    path = demo_model_path()
+    with LLM(path, device="cpu", kv_cache_tokens=512, attention_backend="sdpa") as llm:
+        assert llm.generate([300], SamplingParams(max_tokens=1))
+    message = "attention_backend is 'flashinfer': device is 'cpu', an NVIDIA GPU of"
+    with pytest.raises(RuntimeError, match=message):
+        LLM(path, device="cpu", kv_cache_tokens=512, attention_backend="flashinfer")
+
+
 def test_wrong_requests_name_the_field(demo: LLM) -> None:
     with pytest.raises(RequestError, match=r"top_p\): 1.5 is outside"):
         demo.generate("x", SamplingParams(top_p=1.5))

@@ -118,6 +118,22 @@ def compile_products() -> None:
                 skinny_linear(x, w, arrivals, config, activation=activation)
 
 
+def compile_beside_flashinfer() -> None:
+    """What steps with FlashInfer's kernels launch besides."""
+    from slipstream.kernels.page_tables import gather_tables
+    from slipstream.kernels.qkv import prepare_qkv
+
+    qkv = torch.empty(3, 12, 128, dtype=torch.bfloat16)
+    pool = torch.empty(4, 2, 2, 32, 128, dtype=torch.bfloat16)
+    slots = torch.zeros(3, dtype=torch.int64)
+    prepare_qkv(qkv, pool, slots, kv_heads=2, q_out=torch.empty(3, 8, 128, dtype=torch.bfloat16))
+    rows, tables = torch.zeros(3, dtype=torch.int32), torch.zeros((5, 40), dtype=torch.int32)
+    for kind in ("full", "sliding"):
+        gather_tables(
+            tables, rows, rows, rows, tables, rows, per_block=32, mask_kind=kind, mask_size=70
+        )
+
+
 def main() -> None:
     import slipstream.worker.graph_runner
     import slipstream.worker.startup  # noqa: F401 imports all layers
@@ -129,6 +145,7 @@ def main() -> None:
     if CAPABILITY >= 89:
         compile_steps(sys.argv[2], kv_cache_dtype="fp8")
     compile_products()
+    compile_beside_flashinfer()
     assert not triton.knobs.runtime.interpret
     for name, versions in sorted(compiled.items()):
         sys.stdout.write(f"{name} {versions}\n")

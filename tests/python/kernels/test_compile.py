@@ -63,6 +63,7 @@ CONFIGS = {
 EXPECTED = {
     *("_receive", "_expand", "_rope_tables", "_prepare_qkv", "_decode", "_prefill", "_keep"),
     *("_add_rms_norm", "_gated_activation", "_greedy", "_draw_rows", "_tiles", "_vector"),
+    "_gather",
 }
 
 

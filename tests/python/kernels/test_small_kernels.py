@@ -131,11 +131,19 @@ def test_prepare_qkv(
 
     keys = qkv[:, heads:].clone()
     q_norm, k_norm = weights if norm != "none" else (None, None)
+    given = qkv.clone()
     prepare_qkv(
         qkv, pool, slots, kv_heads=kv_heads, cos=cos, sin=sin, style=style,
         q_norm=q_norm, k_norm=k_norm, eps=1e-6, norm_after_rope=norm == "after", q_factor=factor,
     )  # fmt: skip
     assert torch.equal(qkv[:, heads:], keys)
+    elsewhere, untouched = torch.empty_like(expected[:, :heads]).contiguous(), given.clone()
+    prepare_qkv(
+        given, pool, slots, kv_heads=kv_heads, cos=cos, sin=sin, style=style, q_out=elsewhere,
+        q_norm=q_norm, k_norm=k_norm, eps=1e-6, norm_after_rope=norm == "after", q_factor=factor,
+    )  # fmt: skip
+    assert torch.equal(elsewhere, qkv[:, :heads])
+    assert torch.equal(given, untouched)
     # A GPU's compiler joins a product and a sum, and rounds once where torch rounds twice.
     if norm == "none" and dtype != torch.float32 and DEVICE == "cpu":
         assert torch.equal(qkv[:, :heads], expected[:, :heads])

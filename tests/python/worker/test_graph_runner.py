@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_cases import CASES
+from flashinfer_doubles import TorchFa3, TorchXqa
 from triton_interpreter import mend_interpreter
-from worker_checkpoints import VOCAB
 from worker_testing import Driver, load_runner
 
 pytest.importorskip("triton")
+
 
 from slipstream.worker.graph_runner import GraphRunner
 
@@ -96,7 +98,7 @@ def garbage(runner: GraphRunner) -> None:
     runner._staging._ring.random_()
 
 
-def run_steps(path: Any, *, graphs: bool | None, seed: int) -> list[list[int]]:
+def run_steps(path: Any, *, graphs: bool | None, seed: int, steps: int = 11) -> list[list[int]]:
     """Sequences that come and go, chunked at random: the tokens of each. graphs None: the plain
     runner."""
     settings = {
@@ -117,10 +119,10 @@ def run_steps(path: Any, *, graphs: bool | None, seed: int) -> list[list[int]]:
     free = list(range(MAX_SEQS))
     active: list[tuple[Any, list[int], int]] = []
     finished: list[list[int]] = []
-    for step in range(11):
+    for step in range(steps):
         plan = driver.new_plan()
-        for _ in range(int(random.integers(0, 4)) if step < 7 else 0):
-            prompt = random.integers(3, VOCAB, int(random.integers(1, 40))).tolist()
+        for _ in range(int(random.integers(0, 4)) if step < steps - 4 else 0):
+            prompt = random.integers(3, driver.vocab, int(random.integers(1, 40))).tolist()
             slot = free.pop(0) if free else None
             if slot is None:
                 break
@@ -177,3 +179,35 @@ def test_steps_are_those_of_the_plain_runner(
     monkeypatch.undo()
     assert sum(map(len, tokens)) > 20
     assert tokens == run_steps(path, graphs=None, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "steps"),
+    [
+        ("gqa", 7),
+        pytest.param("gqa", 11, marks=pytest.mark.slow),
+        pytest.param("window on upper layers, yarn", 11, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_with_flashinfer_are_those_of_the_plain_runner(
+    checkpoint, tmp_path, monkeypatch: pytest.MonkeyPatch, doubled, family: str, steps: int
+) -> None:
+    """All around FlashInfer's kernels, which torch computes: layouts, tables, plans, graphs."""
+    if family == "gqa":
+        path = checkpoint(family).path
+    else:
+        path = tmp_path
+        [case] = [case for case in CASES if case.shows == family]
+        case.make_model().save_pretrained(path)
+    TorchXqa.launches = TorchFa3.launches = 0
+    monkeypatch.setattr("slipstream.attention.paged_flashinfer.XqaDecode", TorchXqa)
+    monkeypatch.setattr("slipstream.attention.paged_flashinfer.Fa3Prefill", TorchFa3)
+    monkeypatch.setattr("slipstream.worker.startup.choose_attention", lambda *_: "flashinfer")
+    monkeypatch.setattr("slipstream.worker.startup.load_flashinfer", lambda *_: None)
+    tokens = run_steps(path, graphs=True, seed=1, steps=steps)
+    # More than when graphs were captured.
+    assert TorchXqa.launches > 8
+    assert TorchFa3.launches > 16
+    monkeypatch.undo()
+    assert sum(map(len, tokens)) >= steps
+    assert tokens == run_steps(path, graphs=None, seed=1, steps=steps)
