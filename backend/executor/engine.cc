@@ -378,8 +378,9 @@ bool Engine::OnWorkerLost(const Status& why, TimeNs now) {
       // Rows of the prompt's logits are kept only whole.
       if (entry.context_logits && s->num_generated() == 0) s->context_logits_done = false;
       RequestState* request = s->request;
-      if (s->finished() || request->lost_step == in_flight_.back().step_id) continue;
+      if (request->lost_step == in_flight_.back().step_id) continue;
       request->lost_step = in_flight_.back().step_id;
+      // Also of one that was cancelled meanwhile: it may be the cause all the same.
       if (++request->losses > config_.max_restarts) culprits.push_back(request->id);
     }
   }

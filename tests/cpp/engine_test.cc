@@ -283,6 +283,26 @@ TEST_CASE("the sequences of a request that kills every worker count as one") {
   }
 }
 
+TEST_CASE("a death at the last step of a finished sequence keeps no sibling waiting") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_restarts = 2;
+  config.max_num_seqs = 1;
+  config.pipeline_depth = 2;
+  EngineFixture f(config);
+  RequestSpec spec = f.Spec(Iota(0, 6), 4);
+  spec.num_return_sequences = 2;
+  spec.end_ids = {f.next};
+  REQUIRE(f.Submit(1, std::move(spec)).ok());
+  REQUIRE(f.Build());
+  const StepPlan first = f.plan;
+  REQUIRE(f.Build());
+  f.Answer(first);  // the first sequence ends, and is in flight once more
+  f.engine.OnWorkerLost(Status::Internal("gone"), ++f.now);
+  while (f.Step()) {
+  }
+  CHECK(f.engine.idle());
+}
+
 TEST_CASE("a request at every death is ended") {
   ExecutorConfig config = EngineFixture::DefaultConfig();
   config.max_restarts = 2;

@@ -126,6 +126,22 @@ TEST_CASE("a request that was alone at every failure is ended, the worker restar
   CHECK(f.Metrics().worker_restarts == 3);
 }
 
+TEST_CASE("a request that is cancelled while its last worker fails is the cause all the same") {
+  SupervisorFixture f(SupervisorFixture::Config(2));
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 6), 4)).ok());
+  for (int failure = 1; failure <= 3; ++failure) {
+    f.Send();
+    if (failure == 3) REQUIRE(f.Submit(2, f.Spec(Iota(0, 6), 4)).ok());
+    if (failure == 3) f.engine.Finish(1, FinishReason::kCancelled, Status::Cancelled("no"), f.now);
+    f.supervisor.OnFailure("gone", f.now);
+    f.Restart();
+  }
+  CHECK(f.Errors() == std::vector<std::string>{"no"});
+  f.Send();
+  f.Answer(f.plan);
+  CHECK(f.engine.live_requests() == 1);
+}
+
 TEST_CASE("the watchdog gives each step its time from when it could begin") {
   ExecutorConfig config = SupervisorFixture::Config(3);
   config.pipeline_depth = 2;

@@ -21,16 +21,24 @@ Ledger::Ledger(const Workload& workload, const Script* script, bool keep_outcome
       only_deadly_kill_(workload.faults.OnlyDeadlyKill()),
       keep_outcomes_(keep_outcomes) {}
 
-void Ledger::OnAccepted(RequestId id, const RequestSpec& spec, bool deadly) {
+void Ledger::OnAccepted(RequestId id, const Arrival& arrival) {
   Live live;
-  live.spec = spec;
-  live.deadly = deadly;
+  const RequestSpec& spec = live.spec = arrival.spec;
+  live.deadly = arrival.deadly_position >= 0;
+  live.most_tokens = static_cast<size_t>(spec.max_new_tokens);
+  if (arrival.non_finite_position >= 0) {
+    live.most_tokens = static_cast<size_t>(arrival.non_finite_position) + 1 - spec.prompt.size();
+  }
   for (int32_t i = 0; i < spec.num_return_sequences; ++i) {
     Owed owed;
     owed.answer = AnswerOf(*script_, spec, i);
     live.sequences.push_back(std::move(owed));
   }
   live_.emplace(id, std::move(live));
+}
+
+void Ledger::OnClientCancel(const std::string& client_id) {
+  for (auto& [id, live] : live_) live.cancelled |= live.spec.client_id == client_id;
 }
 
 bool Ledger::IsLive(SequenceKey key) const {
@@ -43,11 +51,12 @@ bool Ledger::OnFailure(const std::vector<SequenceKey>& in_flight) {
   bool blamed = false, alone = true;
   for (const SequenceKey& key : in_flight) {
     alone &= key.first == in_flight.front().first;
-    if (!IsLive(key) || !struck.insert(key.first).second) continue;
-    Live& live = live_.at(key.first);
-    ++live.losses;
-    blamed |= IsBlamed(live);
+    if (!struck.insert(key.first).second) continue;
+    const auto it = live_.find(key.first);
+    int32_t& losses = it == live_.end() ? departed_[key.first] : it->second.losses;
+    blamed |= ++losses > max_restarts_;
   }
+  departed_.clear();
   return blamed && alone;
 }
 
@@ -77,6 +86,7 @@ std::string Ledger::OnEvent(const Event& event, TimeNs now) {
   if (owed.ended) return "an event after its terminal one";
   std::string wrong = Deliver(event, live.spec, &owed);
   if (!wrong.empty()) return wrong;
+  if (owed.received > live.most_tokens) return "it went on after logits that are not finite";
   delivered_tokens_ += event.tokens.size();
   delivered_bytes_ += event.text.size();
   if (keep_outcomes_) Keep(event);
@@ -89,7 +99,9 @@ std::string Ledger::OnEvent(const Event& event, TimeNs now) {
   }
   const bool done = live.ended == live.sequences.size();
   if (event.request_done != done) return done ? "request_done is missing" : "request_done too soon";
-  if (done) live_.erase(it);
+  if (!done) return "";
+  if (live.losses > 0) departed_.emplace(it->first, live.losses);
+  live_.erase(it);
   return "";
 }
 
@@ -196,7 +208,7 @@ std::string Ledger::End(const Event& event, const Live& live, const Owed& owed, 
     case FinishReason::kDeadline:
       return now >= live.spec.deadline ? "" : "its deadline is later";
     case FinishReason::kError:
-      return EndByError(event, live);
+      return EndByError(event, live, owed);
     default:
       break;
   }
@@ -211,8 +223,10 @@ std::string Ledger::End(const Event& event, const Live& live, const Owed& owed, 
   return now < live.spec.deadline ? "" : "it outlived its deadline";
 }
 
-std::string Ledger::EndByError(const Event& event, const Live& live) const {
-  if (event.error.message().empty()) return "its error has no message";
+std::string Ledger::EndByError(const Event& event, const Live& live, const Owed& owed) const {
+  if (event.error.message().find("non-finite") != std::string::npos) {
+    return owed.received == live.most_tokens ? "" : "its logits were finite";
+  }
   if (given_up_) return "";
   if (only_deadly_kill_ && !live.deadly) return "a deadly request took it along";
   return IsBlamed(live) ? "" : "it ended with the error: " + event.error.message();
@@ -221,6 +235,7 @@ std::string Ledger::EndByError(const Event& event, const Live& live) const {
 std::string Ledger::CheckEnded() const {
   for (const auto& [id, live] : live_) {
     if (given_up_) return "request " + std::to_string(id) + " got no error";
+    if (live.cancelled) return "request " + std::to_string(id) + " outlived its cancel";
     if (!IsBlamed(live)) continue;
     return "request " + std::to_string(id) + " outlived more than " +
            std::to_string(max_restarts_) + " deaths in a row";

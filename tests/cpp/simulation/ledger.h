@@ -13,6 +13,7 @@
 #include "executor/request.h"
 #include "simulation/answer.h"
 #include "simulation/script.h"
+#include "simulation/traffic.h"
 #include "simulation/workload.h"
 
 namespace slipstream::simulation {
@@ -25,16 +26,18 @@ using SequenceKey = std::pair<RequestId, int32_t>;
 //   nothing repeated or lost; all of them unless something ended it early, and then the text of
 //   what it has;
 // - it is cancelled only if it was, or at the end of a drain; ends by its deadline only then and
-//   never later; and by an error only with all others, when the Executor gives up, or when its
-//   request was in flight at more than max_restarts deaths without a token in between; never, in
-//   that last case, when only deadly requests kill workers and it is none.
+//   never later; and by an error only with all others, when the Executor gives up, or where its
+//   logits are not finite, or when its request was in flight at more than max_restarts deaths
+//   without a token in between; never, in that last case, when only deadly requests kill workers
+//   and it is none.
 // Forgets what is done, so that its memory is that of the live requests.
 class Ledger {
  public:
   Ledger(const Workload& workload, const Script* script, bool keep_outcomes);
 
-  void OnAccepted(RequestId id, const RequestSpec& spec, bool deadly);
+  void OnAccepted(RequestId id, const Arrival& arrival);
   void OnCancel(RequestId id) { live_.at(id).cancelled = true; }
+  void OnClientCancel(const std::string& client_id);
   void OnDeadly(RequestId id) { live_.at(id).deadly = true; }
   // The worker failed with steps in flight that name these sequences. True if one of them is to be
   // taken for the cause, and all are of one request.
@@ -76,6 +79,7 @@ class Ledger {
   struct Live {
     RequestSpec spec;
     std::vector<Owed> sequences;
+    size_t most_tokens = 0;  // then its logits are not finite
     size_t ended = 0;
     int32_t losses = 0;  // deaths in a row that it was in flight at, without a token
     bool cancelled = false;
@@ -91,7 +95,7 @@ class Ledger {
   std::string CheckLogits(const Event& event, const RequestSpec& spec, size_t begin,
                           Owed* owed) const;
   std::string End(const Event& event, const Live& live, const Owed& owed, TimeNs now) const;
-  std::string EndByError(const Event& event, const Live& live) const;
+  std::string EndByError(const Event& event, const Live& live, const Owed& owed) const;
   void Keep(const Event& event);
   bool IsBlamed(const Live& live) const { return live.losses > max_restarts_; }
 
@@ -102,6 +106,7 @@ class Ledger {
   bool given_up_ = false;
   bool drained_ = false;
   std::map<RequestId, Live> live_;
+  std::map<RequestId, int32_t> departed_;  // losses of ended ones that may still be in flight
   std::map<SequenceKey, Outcome> outcomes_;
   uint64_t finished_[7] = {};
   uint64_t delivered_tokens_ = 0;

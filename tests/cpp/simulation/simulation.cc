@@ -110,10 +110,14 @@ void Simulation::Submit() {
     ++tally_.rejected;
     return CheckRefusal(spec, status);
   }
-  ledger_.OnAccepted(id, spec, arrival.deadly_position >= 0);
+  ledger_.OnAccepted(id, arrival);
   fairness_.OnAccepted(id, spec, now_);
   if (arrival.deadly_position >= 0) worker_.AddDeadly(id, arrival.deadly_position);
-  if (arrival.cancel_after >= 0) cancels_.emplace(moment_ + arrival.cancel_after, id);
+  if (arrival.non_finite_position >= 0) worker_.AddNonFinite(id, arrival.non_finite_position);
+  if (arrival.cancel_after >= 0) {
+    const std::string client_id = arrival.stop_client ? spec.client_id : "";
+    cancels_.emplace(moment_ + arrival.cancel_after, std::make_pair(id, client_id));
+  }
   if (options_.keep_outcomes) arrived_at_[id] = moment_;
   if (options_.progress) options_.progress(tally_.requests);
 }
@@ -137,7 +141,8 @@ void Simulation::Receive() {
     if (step.fate == Worker::Fate::kDies) return Fail("it died of a step");
     const bool garbled = step.fate == Worker::Fate::kGarbles;
     for (size_t i = 0; i < step.named.size() && !garbled; ++i) {
-      if (step.result.num_tokens[i] > 0) ledger_.OnSampled(step.named[i]);
+      const bool finite = step.result.status[i] == kSeqOk;
+      if (finite && step.result.num_tokens[i] > 0) ledger_.OnSampled(step.named[i]);
     }
     const int64_t start = RealNs();
     const Status status = engine_.OnResult(step.result, now_);
@@ -203,7 +208,12 @@ void Simulation::Moment() {
   Expect(engine_.CheckIntegrity());
   engine_.ExpireDeadlines(now_);
   while (!Broken() && !cancels_.empty() && cancels_.begin()->first <= moment_) {
-    Cancel(cancels_.begin()->second);
+    const auto& [id, client_id] = cancels_.begin()->second;
+    if (client_id.empty()) {
+      Cancel(id);
+    } else {
+      CancelClient(client_id);
+    }
     cancels_.erase(cancels_.begin());
   }
   if (options_.injection) Inject();
@@ -239,6 +249,15 @@ void Simulation::Cancel(RequestId id) {
   const bool ended =
       engine_.Finish(id, FinishReason::kCancelled, Status::Cancelled("cancelled"), now_);
   if (ended != live) Break("a cancel ended " + std::to_string(id) + " although it had ended");
+  Publish();
+}
+
+void Simulation::CancelClient(const std::string& client_id) {
+  Publish();
+  ledger_.OnClientCancel(client_id);
+  engine_.FinishByClientId(client_id, now_);
+  Publish();
+  Expect(ledger_.CheckEnded());
 }
 
 void Simulation::BeginDrain(TimeNs patience) {
@@ -277,6 +296,7 @@ void Simulation::Publish() {
   for (size_t i = 0; i < events.size() && wrong.empty(); ++i) {
     if (events[i].reason == FinishReason::kNone) continue;
     wrong = fairness_.OnEnded({events[i].request, events[i].sequence_index}, now_);
+    if (events[i].request_done) worker_.Forget(events[i].request);
   }
   Expect(wrong);
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "executor/engine.h"
@@ -103,6 +104,7 @@ class Simulation {
   void Moment();
   void Inject();
   void Cancel(RequestId id);
+  void CancelClient(const std::string& client_id);
   void BeginDrain(TimeNs patience);
   void Fail(const std::string& why);
   void AfterFailure(const std::vector<SequenceKey>& named);
@@ -129,7 +131,8 @@ class Simulation {
   bool took_late_ = false;     // a request since it gave up
   TimeNs drain_deadline_ = 0;  // while draining_
   bool draining_ = false;
-  std::multimap<int64_t, RequestId> cancels_;  // by moment
+  // By moment; with a client id: of all that have it.
+  std::multimap<int64_t, std::pair<RequestId, std::string>> cancels_;
   StepPlan plan_;
   Tally tally_;
   std::vector<TimeNs> moments_;

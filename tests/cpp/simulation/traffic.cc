@@ -45,17 +45,30 @@ Arrival Traffic::Next() {
   spec.streaming = !dice_.Chance(shape_.whole);
   DrawPayload(&spec);
   if (dice_.Chance(shape_.text)) DrawText(&spec);
-  if (deadly_ < faults_.max_deadly && dice_.Chance(faults_.deadly)) {
-    ++deadly_;
-    const auto positions = static_cast<int32_t>(spec.prompt.size()) + spec.max_new_tokens - 1;
-    arrival.deadly_position = dice_.Int(0, positions - 1);
+  if (dice_.Chance(shape_.client_ids)) {
+    spec.client_id = "client " + std::to_string(dice_.Int(1, 3));
+    arrival.stop_client = dice_.Chance(0.3);
   }
+  DrawFaults(&arrival);
   if (conversations_.size() == kConversations) conversations_.pop_front();
   conversations_.push_back(spec.prompt);
   const Answer answer = AnswerOf(*script_, spec, 0);
   conversations_.back().insert(conversations_.back().end(), answer.tokens.begin(),
                                answer.tokens.end());
   return arrival;
+}
+
+void Traffic::DrawFaults(Arrival* arrival) {
+  const auto prompt_len = static_cast<int32_t>(arrival->spec.prompt.size());
+  const int32_t last = prompt_len + arrival->spec.max_new_tokens - 2;
+  if (deadly_ < faults_.max_deadly && dice_.Chance(faults_.deadly)) {
+    ++deadly_;
+    arrival->deadly_position = dice_.Int(0, last);
+  }
+  // Positions before the prompt's last may be cached, and are never computed then.
+  if (dice_.Chance(faults_.non_finite)) {
+    arrival->non_finite_position = dice_.Int(prompt_len - 1, last);
+  }
 }
 
 std::vector<int32_t> Traffic::DrawPrompt() {

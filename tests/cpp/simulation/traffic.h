@@ -16,8 +16,10 @@ namespace slipstream::simulation {
 struct Arrival {
   TimeNs at = 0;
   RequestSpec spec;
-  int32_t cancel_after = -1;     // moments after its arrival; -1 = never
-  int32_t deadly_position = -1;  // the worker dies of it; -1 = of none
+  int32_t cancel_after = -1;         // moments after its arrival; -1 = never
+  bool stop_client = false;          // not it alone, but all with its client id are cancelled
+  int32_t deadly_position = -1;      // the worker dies of it; -1 = of none
+  int32_t non_finite_position = -1;  // the logits after it are not finite; -1 = none
 };
 
 // Draws the requests of a workload one by one. Holds no more than a few of them.
@@ -36,6 +38,7 @@ class Traffic {
   void DrawStops(RequestSpec* spec);
   void DrawText(RequestSpec* spec);
   void DrawPayload(RequestSpec* spec);
+  void DrawFaults(Arrival* arrival);
   void DrawRetention(RequestSpec* spec);
 
   const TrafficShape shape_;

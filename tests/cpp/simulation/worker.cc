@@ -24,10 +24,14 @@ Worker::Worker(const Workload& workload, const std::string& token_table)
 
 Status Worker::Send(const StepPlan& plan, std::vector<SequenceKey> named, TimeNs now) {
   Step step;
-  const bool deadly = ComputesDeadly(plan, named);
   auto result = model_.Run(plan);
   if (!result.ok()) return result.status();
   step.result = std::move(*result);
+  bool deadly = false;
+  for (size_t i = 0; i < named.size(); ++i) {
+    deadly |= Computes(deadly_, plan, named[i], i);
+    if (Computes(non_finite_, plan, named[i], i)) step.result.status[i] = kSeqNonFinite;
+  }
   step.named = std::move(named);
   if (can_hang_ && ((deadly && dice_.Chance(0.3)) || dice_.Chance(faults_.hang))) {
     hung_ = true;
@@ -43,15 +47,17 @@ Status Worker::Send(const StepPlan& plan, std::vector<SequenceKey> named, TimeNs
   return Status::Ok();
 }
 
-bool Worker::ComputesDeadly(const StepPlan& plan, const std::vector<SequenceKey>& named) const {
-  for (size_t i = 0; i < named.size() && !deadly_.empty(); ++i) {
-    const auto it = deadly_.find(named[i].first);
-    if (it == deadly_.end()) continue;
-    const auto first = static_cast<int32_t>(plan.first_position[i]);
-    const auto end = first + static_cast<int32_t>(plan.num_tokens[i]);
-    if (it->second < 0 || (it->second >= first && it->second < end)) return true;
-  }
-  return false;
+bool Worker::Computes(const Positions& positions, const StepPlan& plan, SequenceKey key, size_t i) {
+  const auto it = positions.find(key.first);
+  if (it == positions.end()) return false;
+  const auto first = static_cast<int32_t>(plan.first_position[i]);
+  const auto end = first + static_cast<int32_t>(plan.num_tokens[i]);
+  return it->second < 0 || (it->second >= first && it->second < end);
+}
+
+void Worker::Forget(RequestId request) {
+  deadly_.erase(request);
+  non_finite_.erase(request);
 }
 
 std::vector<SequenceKey> Worker::Named() const {

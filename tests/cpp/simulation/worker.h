@@ -43,6 +43,10 @@ class Worker {
 
   // Every step that computes this position of the request's sequences fails; -1: any position.
   void AddDeadly(RequestId request, int32_t position) { deadly_[request] = position; }
+  // The logits after this position of the request's sequences are not finite.
+  void AddNonFinite(RequestId request, int32_t position) { non_finite_[request] = position; }
+  // It has ended.
+  void Forget(RequestId request);
   void Hang();  // answers nothing any more, until it is started again
 
   // Begins a start; when it has an end, and how.
@@ -53,14 +57,16 @@ class Worker {
   void FailStarts(int32_t count) { fail_starts_ = count; }
 
  private:
-  bool ComputesDeadly(const StepPlan& plan, const std::vector<SequenceKey>& named) const;
+  using Positions = std::map<RequestId, int32_t>;
+  static bool Computes(const Positions& positions, const StepPlan& plan, SequenceKey key, size_t i);
 
   const Faults faults_;
   const TimeNs max_step_;
   const bool can_hang_;
   ScriptedModel model_;
   Dice dice_;
-  std::map<RequestId, int32_t> deadly_;
+  Positions deadly_;
+  Positions non_finite_;
   std::deque<Step> in_flight_;
   TimeNs last_ready_ = 0;
   bool hung_ = false;

@@ -73,6 +73,7 @@ void DrawTraffic(Dice* dice, const Workload& w, TrafficShape* t) {
   t->priorities = dice->Pick({0.0, 0.5});
   t->deadlines = dice->Pick({0.0, 0.3});
   t->cancels = dice->Pick({0.0, 0.3});
+  t->client_ids = dice->Pick({0.0, 0.5});
   t->whole = dice->Pick({0.0, 0.3});
   t->context_logits = dice->Pick({0.0, 0.2});
   t->oversized = dice->Pick({0.0, 0.1});
@@ -81,6 +82,7 @@ void DrawTraffic(Dice* dice, const Workload& w, TrafficShape* t) {
 void DrawFaults(Dice* dice, Faults* f) {
   enum { kCalm, kDeaths, kOneDeadly, kDeadly, kEverything };
   const int32_t kind = dice->Int(kCalm, kEverything);
+  f->non_finite = dice->Pick({0.0, 0.0, 0.1});
   if (kind == kDeaths || kind == kEverything) f->death = dice->Pick({0.001, 0.01, 0.1});
   if (kind >= kOneDeadly) {
     f->deadly = dice->Pick({0.05, 0.3});
@@ -198,6 +200,7 @@ Workload ServerWorkload(uint64_t seed, int64_t num_requests) {
   t.deadlines = 0.1;
   t.max_deadline = 300 * kMillisecond;
   t.cancels = 0.05;
+  t.client_ids = 0.05;
   t.whole = 0.2;
   w.num_requests = num_requests;
   w.config.watchdog_ms = 50;
@@ -209,6 +212,7 @@ Workload ServerWorkload(uint64_t seed, int64_t num_requests) {
   w.faults.failed_start = 0.2;
   w.faults.deadly = 5e-5;
   w.faults.max_deadly = 1000000;
+  w.faults.non_finite = 1e-3;
   return w;
 }
 

@@ -32,6 +32,7 @@ struct TrafficShape {
   double deadlines = 0;
   TimeNs max_deadline = 50000000;  // from its arrival
   double cancels = 0;
+  double client_ids = 0;          // has an id that others have too; some are cancelled by it
   int32_t max_cancel_after = 40;  // moments
   double whole = 0;               // not streamed
   double context_logits = 0;
@@ -47,6 +48,7 @@ struct Faults {
   double deadly = 0;  // of a request, one of whose positions is never computed: the worker dies
                       // of it, or hangs
   int32_t max_deadly = 0;        // of them in all
+  double non_finite = 0;         // of a request, whose logits after some position are not finite
   TimeNs max_restart = 5000000;  // a start takes up to this
 
   bool OnlyDeadlyKill() const { return death + hang + garble + failed_start == 0 && deadly > 0; }
