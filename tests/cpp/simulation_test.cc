@@ -46,11 +46,18 @@ TEST_CASE("simulation: a server near its capacity") {
 }
 
 TEST_CASE("simulation: every disturbance at every moment") {
+  uint64_t preemptions = 0, text = 0;
   for (const Workload& workload : SmallScenarios()) {
+    Simulation calm(workload, {});
+    CHECK(calm.Run() == "");
+    preemptions += calm.tally().preemptions;
+    text += calm.ledger().delivered_bytes();
     const InjectionReport report = InjectEverywhere(workload);
     CHECK_MESSAGE(report.broken == "", "slipstream_simulate --inject, scenario ", workload.seed);
     CHECK(report.runs > report.moments);
   }
+  CHECK(preemptions > 10);
+  CHECK(text > 500);
 }
 
 }  // namespace slipstream::simulation

@@ -25,6 +25,10 @@ const char* What(Kind kind) {
       return "a death";
     case Kind::kDeathAndCancel:
       return "a death and a cancel";
+    case Kind::kDeathAndDrain:
+      return "a death and a drain";
+    case Kind::kDeathAndStop:
+      return "a death and a shutdown";
     case Kind::kHang:
       return "a hang";
     case Kind::kGiveUp:
@@ -62,8 +66,9 @@ bool IsSame(const Ledger::Outcome& a, const Ledger::Outcome& b) {
 // shutdown get nothing.
 std::string Compare(const Simulation& calm, const Simulation& disturbed, const Injection& in) {
   const Outcomes& got = disturbed.ledger().outcomes();
-  const bool all = in.kind == Kind::kStop || in.kind == Kind::kGiveUp;
-  const bool shut = all || in.kind == Kind::kDrain;
+  const Kind kind = in.kind;
+  const bool all = kind == Kind::kStop || kind == Kind::kDeathAndStop || kind == Kind::kGiveUp;
+  const bool shut = all || kind == Kind::kDrain || kind == Kind::kDeathAndDrain;
   for (const auto& [key, before] : calm.ledger().outcomes()) {
     const std::string name = "request " + std::to_string(key.first);
     const auto it = got.find(key);
@@ -97,7 +102,8 @@ InjectionReport InjectEverywhere(const Workload& workload) {
   report.moments = static_cast<int64_t>(calm.moments().size());
   for (int64_t moment = 1; moment <= report.moments; ++moment) {
     const TimeNs at = calm.moments()[moment - 1];
-    for (const Kind kind : {Kind::kDeath, Kind::kHang, Kind::kGiveUp, Kind::kDrain, Kind::kStop}) {
+    for (const Kind kind : {Kind::kDeath, Kind::kHang, Kind::kGiveUp, Kind::kDrain, Kind::kStop,
+                            Kind::kDeathAndDrain, Kind::kDeathAndStop}) {
       if (!run({kind, moment, at, 0})) return report;
     }
     for (const auto& [id, arrived] : calm.arrived_at()) {

@@ -16,10 +16,11 @@ struct InjectionReport {
 };
 
 // Runs the workload undisturbed, then again with one disturbance: at every moment a death of the
-// worker, once to be restarted and once for good, a hang, a drain and a shutdown; and of every
-// request, at every moment from its arrival to its end, a cancel, a cancel while the worker is
-// restarted, a deadline, and that it becomes deadly. Beyond the simulation's own checks, all other
-// requests must get exactly what they got undisturbed, and the one that is struck a part of it.
+// worker, once to be restarted and once for good, a hang, a drain and a shutdown, also while the
+// worker is restarted; and of every request, at every moment from its arrival to its end, a cancel,
+// also while the worker is restarted, a deadline, and that it becomes deadly. Beyond the
+// simulation's own checks, all other requests must get exactly what they got undisturbed, and the
+// one that is struck a part of it.
 InjectionReport InjectEverywhere(const Workload& workload);
 
 }  // namespace slipstream::simulation

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <set>
 #include <utility>
 
 namespace slipstream::simulation {
@@ -227,7 +228,11 @@ void Simulation::Inject() {
   using Kind = Injection::Kind;
   const Injection& injection = *options_.injection;
   const Kind kind = injection.kind;
-  if (kind == Kind::kDeathAndCancel && injection.moment + 1 == moment_) Cancel(injection.request);
+  if (injection.moment + 1 == moment_) {
+    if (kind == Kind::kDeathAndCancel) Cancel(injection.request);
+    if (kind == Kind::kDeathAndDrain) BeginDrain(kNever);
+    if (kind == Kind::kDeathAndStop) BeginDrain(0);
+  }
   if (injection.moment != moment_) return;
   if (kind == Kind::kCancel) Cancel(injection.request);
   if (kind == Kind::kDeadly && ledger_.IsLive(injection.request)) {
@@ -238,8 +243,9 @@ void Simulation::Inject() {
   if (kind == Kind::kDrain) BeginDrain(kNever);
   if (kind == Kind::kStop) BeginDrain(0);
   if (kind == Kind::kGiveUp) worker_.FailStarts(workload_.config.max_restarts + 1);
-  const bool dies = kind == Kind::kDeath || kind == Kind::kDeathAndCancel || kind == Kind::kGiveUp;
-  if (dies) Fail("it died");
+  const std::set<Kind> deaths = {Kind::kDeath, Kind::kDeathAndCancel, Kind::kDeathAndDrain,
+                                 Kind::kDeathAndStop, Kind::kGiveUp};
+  if (deaths.count(kind) > 0) Fail("it died");
 }
 
 void Simulation::Cancel(RequestId id) {

@@ -31,6 +31,8 @@ struct Injection {
     kDeadly,          // from here on, any step that names the request kills the worker
     kDeath,           // of the worker
     kDeathAndCancel,  // of the request, one moment later: while the worker is restarted
+    kDeathAndDrain,   // likewise
+    kDeathAndStop,    // likewise
     kHang,            // of the worker
     kGiveUp,          // the worker dies and cannot be started again
     kDrain,           // shutdown: whoever was accepted runs to its end

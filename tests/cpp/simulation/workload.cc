@@ -115,13 +115,14 @@ Workload Scenario(uint64_t seed, SchedulerPolicy policy, int32_t depth, int32_t 
   w.worker.tokens_per_block = 4;
   w.worker.kv_groups = {Full(blocks)};
   w.traffic.max_prompt = 14;
-  w.traffic.max_new = 8;
+  w.traffic.max_new = 12;
   w.traffic.siblings = 2;
   w.traffic.stops = 0.3;
+  w.traffic.mean_gap = kMillisecond / 4;
   w.traffic.priorities = 0.3;
   w.traffic.whole = 0.2;
   w.traffic.context_logits = 0.1;
-  w.traffic.text = 0.5;
+  w.traffic.text = 0.8;
   w.traffic.logprobs = 0.5;
   w.traffic.generation_logits = 0.1;
   w.byte_fallback = seed % 2 == 0;
