@@ -34,9 +34,9 @@ enum class Health : uint8_t {
 };
 const char* HealthName(Health health);
 
-// The brain's thread: takes requests from any thread, drives the Engine, talks to the worker, hands
-// events to the sink. The Engine and everything below it belong to this thread alone; other threads
-// reach it through the inbox.
+// The brain's thread: takes requests from any thread, drives the Engine, talks to the worker, does
+// what the Supervisor decides when that fails, hands events to the sink. Engine, Supervisor and
+// everything below them belong to this thread alone; other threads reach it through the inbox.
 class Executor {
  public:
   // Loads the model (blocking; `progress` may be null) and starts the thread. `sink` must outlive

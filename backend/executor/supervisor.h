@@ -24,7 +24,7 @@ struct WorkerFailure {
 // Engine it has no thread, no clock and no worker: what happened goes in with its time, what to do
 // comes out. The Executor's thread drives it in service, simulations drive it directly.
 //
-//   kServing -> kBackOff -> kStarting -> kServing;  from each of them a failure may lead to
+//   kServing -> kBackOff -> kStarting -> kServing;  a failure while serving or starting may lead to
 //   kGivenUp, which is final.
 class Supervisor {
  public:
@@ -50,7 +50,7 @@ class Supervisor {
   void OnFailure(const std::string& why, TimeNs now);
   // True when the back-off is over: start the worker, which is kStarting from here on.
   bool BeginStart(TimeNs now);
-  // How that start went. After an error the worker must be stopped, and it counts as a failure.
+  // How that start went. An error counts as a failure, and the worker was stopped after it.
   void OnStarted(const Status& status, TimeNs now);
 
   // When given up: ends requests that were accepted before, but reached the Engine only now.

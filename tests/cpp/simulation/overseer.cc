@@ -53,7 +53,6 @@ std::string Overseer::OnFailure(bool blamed, TimeNs now) {
 }
 
 std::string Overseer::OnWatchdog(bool hangs, TimeNs now) const {
-  ++struck_;
   if (!hangs) return "the watchdog struck a worker that does not hang";
   const TimeNs had = now - begun_at_;
   if (had >= config_.watchdog_ms * kMillisecond) return "";

@@ -41,7 +41,6 @@ class Overseer {
   uint64_t failures() const { return failures_; }
   int32_t longest_row() const { return longest_row_; }
   TimeNs longest_back_off() const { return longest_back_off_; }
-  uint64_t struck() const { return struck_; }
 
  private:
   TimeNs BackOff() const;
@@ -55,7 +54,6 @@ class Overseer {
   uint64_t failures_ = 0;
   uint64_t restarts_ = 0;
   uint64_t starts_ = 0;
-  mutable uint64_t struck_ = 0;
   int32_t longest_row_ = 0;
   TimeNs longest_back_off_ = 0;
 };

@@ -230,6 +230,7 @@ std::string Describe(const Workload& w) {
     text << " " << group.num_blocks << " " << KvKindName(group.kind);
     if (group.windowed()) text << " " << group.window;
   }
+  text << "; max_restarts " << w.config.max_restarts << ", watchdog_ms " << w.config.watchdog_ms;
   return text.str();
 }
 
