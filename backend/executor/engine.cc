@@ -78,7 +78,8 @@ Status Engine::Submit(RequestId id, Request request, TimeNs now) {
     ++counters_.requests_rejected;
     return refused;
   }
-  auto state = std::make_unique<RequestState>(RequestState{id, std::move(request), now, {}, n});
+  auto state =
+      std::make_unique<RequestState>(RequestState{id, std::move(request), now, {}, n, 0, 0});
   const RequestSpec& s = state->request.spec();
   for (int32_t i = 0; i < n; ++i) {
     auto seq =
@@ -292,7 +293,7 @@ void Engine::AcceptToken(Sequence* s, const StepResult& r, size_t i, const Curso
   token.logits = logits;
   token.vocab_size = vocab_size_;
   s->tokens.push_back(token.id);
-  s->losses = 0;
+  s->request->losses = 0;
   ++counters_.generated_tokens;
   ObserveToken(s, now);
   const FinishReason reason =
@@ -368,7 +369,7 @@ void Engine::DropIfDone(RequestState* request) {
 }
 
 bool Engine::OnWorkerLost(const Status& why, TimeNs now) {
-  std::vector<Sequence*> suspects;
+  std::vector<RequestId> culprits;
   bool alone = true;
   for (const StepRecord& record : in_flight_) {
     for (const ScheduledEntry& entry : record.entries) {
@@ -376,18 +377,18 @@ bool Engine::OnWorkerLost(const Status& why, TimeNs now) {
       alone &= s->request == in_flight_.front().entries.front().sequence->request;
       // Rows of the prompt's logits are kept only whole.
       if (entry.context_logits && s->num_generated() == 0) s->context_logits_done = false;
-      if (s->finished() || s->lost_step == in_flight_.back().step_id) continue;
-      s->lost_step = in_flight_.back().step_id;
-      if (++s->losses > config_.max_restarts) suspects.push_back(s);
+      RequestState* request = s->request;
+      if (request->lost_step == in_flight_.back().step_id) continue;
+      request->lost_step = in_flight_.back().step_id;
+      // Also of one that was cancelled meanwhile: it may be the cause all the same.
+      if (++request->losses > config_.max_restarts) culprits.push_back(request->id);
     }
   }
   in_flight_.clear();
   scheduler_.Restart();
   // A request that was there at every one of these deaths, with no token in between, is taken for
   // their cause: the others go on without it.
-  for (Sequence* s : suspects) {
-    if (!s->finished()) FinishSequence(s, FinishReason::kError, why, now);
-  }
+  for (const RequestId id : culprits) Finish(id, FinishReason::kError, why, now);
   std::vector<RequestState*> all;
   for (const auto& entry : requests_) all.push_back(entry.second.get());
   for (RequestState* request : all) {
@@ -396,7 +397,7 @@ bool Engine::OnWorkerLost(const Status& why, TimeNs now) {
     }
     DropIfDone(request);
   }
-  return alone && !suspects.empty();
+  return alone && !culprits.empty();
 }
 
 std::vector<Event> Engine::TakeEvents() {

@@ -52,8 +52,8 @@ class Engine {
   // asked: treat it as lost.
   Status OnResult(const StepResult& result, TimeNs now);
   // Steps in flight and all KV are gone; every live sequence will be computed again from its
-  // tokens. One that was in flight at more than max_restarts losses in a row, without a token in
-  // between, ends with the error `why`. True if nothing ran beside the one request that ended so.
+  // tokens. A request that was in flight at more than max_restarts losses in a row, without a token
+  // in between, ends with the error `why`, if it has not ended. True if nothing ran beside it.
   bool OnWorkerLost(const Status& why, TimeNs now);
 
   std::vector<Event> TakeEvents();

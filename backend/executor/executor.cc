@@ -27,9 +27,7 @@ std::string Offer(const WorkerInfo& info) {
 }
 
 constexpr TimeNs kMillisecond = 1000000;
-constexpr int kMaxBackOffMs = 10000;
-constexpr int32_t kMaxDoublings = 14;  // of a pause of 1 ms: longer than the longest
-constexpr int kMaxWaitMs = 1000;       // no sleep is longer
+constexpr int kMaxWaitMs = 1000;  // no sleep is longer
 
 TimeNs Now() {
   timespec t;
@@ -121,6 +119,7 @@ Status Executor::Load(const WorkerPort::Progress& progress) {
     token_table_ = std::move(*table);
   }
   engine_ = std::make_unique<Engine>(config_, worker_info_, token_table_);
+  supervisor_ = std::make_unique<Supervisor>(config_, engine_.get());
   limits_ = engine_->limits();
   if (const std::vector<int32_t>& layers = worker_info_.expert_layers; !layers.empty()) {
     const int32_t experts = worker_info_.num_experts;
@@ -185,13 +184,18 @@ void Executor::Shutdown(bool drain, TimeNs deadline) {
     inbox_->drain = true;
     inbox_->drain_deadline = drain ? deadline : 0;
   }
-  Health ready = Health::kReady;
-  health_.compare_exchange_strong(ready, Health::kDraining);
+  draining_.store(true, std::memory_order_release);
   if (!drain) port_->Interrupt();
   Wake();
   if (thread_.joinable()) thread_.join();
   port_->Stop();
   health_.store(Health::kStopped, std::memory_order_release);
+}
+
+Health Executor::health() const {
+  const Health health = health_.load(std::memory_order_acquire);
+  const bool serves = health == Health::kReady || health == Health::kRecovering;
+  return serves && draining_.load(std::memory_order_acquire) ? Health::kDraining : health;
 }
 
 Status Executor::closed_why() const {
@@ -223,12 +227,13 @@ void Executor::Run() {
     const TimeNs now = Now();
     DrainInbox(now);
     engine_->ExpireDeadlines(now);
-    if (recovery_ == Recovery::kNone) {
+    if (supervisor_->serving()) {
       PumpResults();
       SendSteps();
-      CheckWatchdog(now);
-    } else {
-      AdvanceRecovery(now);
+      const Status hangs = supervisor_->CheckWatchdog(now);
+      if (!hangs.ok()) OnWorkerFailure(hangs.message());
+    } else if (supervisor_->BeginStart(now)) {
+      RestartWorker();
     }
     PublishMetrics();
     PublishEvents();
@@ -253,9 +258,7 @@ void Executor::DrainInbox(TimeNs now) {
     // Preemptions may have filled the queue since Submit() looked.
     if (!status.ok()) engine_->Refuse(s.id, context, status);
   }
-  if (health() == Health::kDead) {
-    engine_->FinishAll(FinishReason::kError, Status::Unavailable(last_failure_), now);
-  }
+  supervisor_->EndLateRequests(now);
   for (const RequestId id : contents.cancels) {
     engine_->Finish(id, FinishReason::kCancelled, Status::Cancelled("the request was cancelled"),
                     now);
@@ -275,9 +278,7 @@ void Executor::PumpResults() {
       case WorkerPort::Reply::kResult: {
         const Status status = engine_->OnResult(result_, Now());
         if (!status.ok()) return OnWorkerFailure(status.message());
-        sent_at_.pop_front();
-        consecutive_failures_ = 0;
-        if (!sent_at_.empty()) sent_at_.front() = Now();  // it could only start now
+        supervisor_->OnAnswer(Now());
       }
     }
   }
@@ -294,8 +295,8 @@ void Executor::AddExpertTokens() {
 }
 
 void Executor::SendSteps() {
-  while (recovery_ == Recovery::kNone && engine_->BuildStep(Now(), &plan_)) {
-    sent_at_.push_back(Now());
+  while (supervisor_->serving() && engine_->BuildStep(Now(), &plan_)) {
+    supervisor_->OnSent(Now());
     const Status status = port_->Send(plan_);
     if (!status.ok()) OnWorkerFailure(status.message());
   }
@@ -320,47 +321,27 @@ void Executor::PublishMetrics() {
   inbox_->metrics = std::move(snapshot);
 }
 
-void Executor::CheckWatchdog(TimeNs now) {
-  if (config_.watchdog_ms <= 0 || sent_at_.empty()) return;
-  if (now - sent_at_.front() < config_.watchdog_ms * kMillisecond) return;
-  OnWorkerFailure("no answer to a step within watchdog_ms = " +
-                  std::to_string(config_.watchdog_ms));
+void Executor::OnWorkerFailure(const std::string& why) {
+  if (!supervisor_->serving()) return;
+  port_->Stop();
+  supervisor_->OnFailure(why, Now());
+  PublishFailure();
 }
 
-void Executor::OnWorkerFailure(const std::string& why) {
-  if (recovery_ != Recovery::kNone) return;
-  const TimeNs now = Now();
-  port_->Stop();
-  last_failure_ = "the worker failed: " + why;
+void Executor::PublishFailure() {
+  const bool dead = supervisor_->state() == Supervisor::State::kGivenUp;
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
-    inbox_->failure = {inbox_->failure.count + 1, last_failure_};
+    inbox_->failure = supervisor_->failure();
+    if (dead) {
+      inbox_->closed = true;
+      inbox_->closed_why = supervisor_->given_up();
+    }
   }
-  ++consecutive_failures_;
-  sent_at_.clear();
-  const bool blamed = engine_->OnWorkerLost(Status::Internal(last_failure_), now);
-  // A request that was alone at all these deaths has ended as their cause. Whether the worker was
-  // it after all, the next step will show.
-  const int32_t allowed = config_.max_restarts + (blamed && config_.max_restarts > 0 ? 1 : 0);
-  if (consecutive_failures_ > allowed) {
-    return Die(Status::Unavailable(last_failure_ + " (gave up after max_restarts = " +
-                                   std::to_string(config_.max_restarts) + ")"),
-               now);
-  }
-  ++engine_->counters().worker_restarts;
-  Health ready = Health::kReady;
-  health_.compare_exchange_strong(ready, Health::kRecovering);
-  const int32_t doublings = std::min(consecutive_failures_ - 1, kMaxDoublings);
-  const int64_t back_off =
-      std::min<int64_t>(kMaxBackOffMs, int64_t{config_.restart_backoff_ms} << doublings);
-  // The first restart is immediate: streams are waiting.
-  retry_at_ = consecutive_failures_ == 1 ? now : now + back_off * kMillisecond;
-  recovery_ = Recovery::kBackOff;
+  health_.store(dead ? Health::kDead : Health::kRecovering, std::memory_order_release);
 }
 
-void Executor::AdvanceRecovery(TimeNs now) {
-  if (recovery_ != Recovery::kBackOff || now < retry_at_) return;
-  recovery_ = Recovery::kStarting;
+void Executor::RestartWorker() {
   if (restart_thread_.joinable()) restart_thread_.join();
   restart_thread_ = std::thread([this] {
     auto info = port_->Start(nullptr);
@@ -383,22 +364,10 @@ void Executor::AdvanceRecovery(TimeNs now) {
 
 void Executor::OnRestarted(const Status& status) {
   restart_thread_.join();
-  recovery_ = Recovery::kNone;
-  if (!status.ok()) return OnWorkerFailure("restart failed: " + status.message());
-  Health recovering = Health::kRecovering;
-  health_.compare_exchange_strong(recovering, Health::kReady);
-}
-
-void Executor::Die(const Status& why, TimeNs now) {
-  recovery_ = Recovery::kGivenUp;  // nobody asks the worker that was stopped any more
-  last_failure_ = why.message();
-  {
-    std::lock_guard<std::mutex> lock(inbox_->mutex);
-    inbox_->closed = true;
-    inbox_->closed_why = why;
-  }
-  health_.store(Health::kDead, std::memory_order_release);
-  engine_->FinishAll(FinishReason::kError, why, now);
+  if (!status.ok()) port_->Stop();
+  supervisor_->OnStarted(status, Now());
+  if (!status.ok()) return PublishFailure();
+  health_.store(Health::kReady, std::memory_order_release);
 }
 
 bool Executor::ShouldExit(TimeNs now) {
@@ -406,23 +375,18 @@ bool Executor::ShouldExit(TimeNs now) {
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
     if (!inbox_->drain) return false;
-    if (engine_->live_requests() == 0 && inbox_->contents.submissions.empty()) return true;
+    // Accepted before the door was closed: the next round takes them in, at once.
+    if (!inbox_->contents.submissions.empty()) return false;
     deadline = inbox_->drain_deadline;
   }
-  if (now < deadline) return false;
-  DrainInbox(now);
-  engine_->FinishAll(FinishReason::kCancelled, Status::Unavailable("shutting down"), now);
+  if (!supervisor_->Drained(deadline, now)) return false;
   PublishMetrics();
   PublishEvents();
   return true;
 }
 
 void Executor::WaitForWork() {
-  TimeNs until = engine_->next_deadline();
-  if (recovery_ == Recovery::kBackOff) until = std::min(until, retry_at_);
-  if (!sent_at_.empty() && config_.watchdog_ms > 0) {
-    until = std::min(until, sent_at_.front() + config_.watchdog_ms * kMillisecond);
-  }
+  TimeNs until = std::min(engine_->next_deadline(), supervisor_->next_wake());
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
     if (inbox_->drain) until = std::min(until, inbox_->drain_deadline);
@@ -432,7 +396,7 @@ void Executor::WaitForWork() {
                                       : std::max<TimeNs>(0, until - now) + kMillisecond - 1;
   const int timeout_ms = static_cast<int>(std::min<TimeNs>(kMaxWaitMs, left / kMillisecond));
   pollfd fds[2] = {{wake_fd_, POLLIN, 0}, {-1, POLLIN, 0}};
-  if (recovery_ == Recovery::kNone) fds[1].fd = port_->fd();
+  if (supervisor_->serving()) fds[1].fd = port_->fd();
   if (poll(fds, 2, timeout_ms) > 0 && (fds[0].revents & POLLIN) != 0) {
     uint64_t drained;
     const ssize_t ignored = read(wake_fd_, &drained, sizeof drained);

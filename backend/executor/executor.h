@@ -3,7 +3,6 @@
 #pragma once
 
 #include <atomic>
-#include <deque>
 #include <memory>
 #include <string>
 #include <thread>
@@ -13,6 +12,7 @@
 #include "executor/event.h"
 #include "executor/executor_metrics.h"
 #include "executor/request.h"
+#include "executor/supervisor.h"
 #include "executor/token_table.h"
 #include "executor/worker_port.h"
 
@@ -22,26 +22,21 @@ struct RequestHandle {
   RequestId id = 0;
 };
 
-// Starting -> Ready <-> Recovering -> Dead;  Ready -> Draining -> Stopped.
+// Starting -> Ready <-> Recovering -> Dead;  Ready or Recovering -> Draining -> Stopped.
 enum class Health : uint8_t {
   kStarting = 0,
   kReady,       // a token can be served now
   kRecovering,  // the worker died or hung and is being restarted; live streams wait for it
-  kDraining,    // shutdown was asked for: accepted requests run to their end, new ones are refused
+  kDraining,    // shutdown was asked for, whatever the worker does: accepted requests run to their
+                // end, new ones are refused
   kDead,        // out of restarts: every request got its error
   kStopped,
 };
 const char* HealthName(Health health);
 
-// Why the worker failed last, and how often it has failed.
-struct WorkerFailure {
-  uint64_t count = 0;
-  std::string why;
-};
-
-// The brain's thread: takes requests from any thread, drives the Engine, talks to the worker, hands
-// events to the sink. The Engine and everything below it belong to this thread alone; other threads
-// reach it through the inbox.
+// The brain's thread: takes requests from any thread, drives the Engine, talks to the worker, does
+// what the Supervisor decides when that fails, hands events to the sink. Engine, Supervisor and
+// everything below them belong to this thread alone; other threads reach it through the inbox.
 class Executor {
  public:
   // Loads the model (blocking; `progress` may be null) and starts the thread. `sink` must outlive
@@ -75,7 +70,7 @@ class Executor {
   WorkerFailure last_failure() const;
   // Why requests are refused; ok while they are accepted.
   Status closed_why() const;
-  Health health() const { return health_.load(std::memory_order_acquire); }
+  Health health() const;
   const RequestLimits& limits() const { return limits_; }
   const WorkerInfo& worker_info() const { return worker_info_; }
   const std::shared_ptr<const TokenTable>& token_table() const { return token_table_; }
@@ -84,7 +79,6 @@ class Executor {
 
  private:
   struct Inbox;
-  enum class Recovery : uint8_t { kNone, kBackOff, kStarting, kGivenUp };
 
   Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink);
   Status Load(const WorkerPort::Progress& progress);
@@ -96,10 +90,9 @@ class Executor {
   void PublishEvents();
   void PublishMetrics();
   void OnWorkerFailure(const std::string& why);
-  void AdvanceRecovery(TimeNs now);
+  void RestartWorker();
   void OnRestarted(const Status& status);
-  void Die(const Status& why, TimeNs now);
-  void CheckWatchdog(TimeNs now);
+  void PublishFailure();
   bool ShouldExit(TimeNs now);
   void WaitForWork();
   void Wake();
@@ -110,21 +103,18 @@ class Executor {
   RequestLimits limits_;    // constant after Create
   WorkerInfo worker_info_;  // constant after Create
   std::shared_ptr<const TokenTable> token_table_;
-  std::unique_ptr<Engine> engine_;  // executor thread
-  std::unique_ptr<Inbox> inbox_;    // guarded by its own mutex
-  std::atomic<Health> health_{Health::kStarting};
+  std::unique_ptr<Engine> engine_;                 // executor thread
+  std::unique_ptr<Supervisor> supervisor_;         // executor thread
+  std::unique_ptr<Inbox> inbox_;                   // guarded by its own mutex
+  std::atomic<Health> health_{Health::kStarting};  // but for kDraining
+  std::atomic<bool> draining_{false};
   std::atomic<uint64_t> next_id_{1};
   int wake_fd_ = -1;
 
   // Executor thread only.
   StepPlan plan_;
   StepResult result_;
-  std::deque<TimeNs> sent_at_;                     // of the steps in flight
   std::shared_ptr<const ExpertLoad> expert_load_;  // replaced, never changed; null without experts
-  Recovery recovery_ = Recovery::kNone;
-  TimeNs retry_at_ = 0;
-  int consecutive_failures_ = 0;
-  std::string last_failure_;
   std::thread restart_thread_;
 
   std::thread thread_;

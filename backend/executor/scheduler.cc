@@ -179,8 +179,8 @@ void Scheduler::Restart() {
     sequence->pending = 0;
     sequence->scheduled = 0;
     sequence->preempting = false;
+    has_suspects_ |= IsSuspect(*sequence);  // its siblings are, even if it has finished
     if (sequence->finished()) continue;
-    has_suspects_ |= IsSuspect(*sequence);
     sequence->state = Sequence::State::kWaiting;
     waiting_.Push(sequence);
   }

@@ -68,7 +68,9 @@ class Scheduler {
   void ScheduleRunning(Building* b, bool decodes);
   void AdmitWaiting(Building* b);
   bool Probe(Building* b);
-  bool IsSuspect(const Sequence& sequence) const { return sequence.losses >= suspect_losses_; }
+  bool IsSuspect(const Sequence& sequence) const {
+    return sequence.request->losses >= suspect_losses_;
+  }
   bool Admit(Sequence* sequence, Building* b);
   bool ScheduleChunk(Sequence* sequence, Building* b);
   void ShareAhead(Sequence* sequence, int32_t* shared_tokens, Building* b);

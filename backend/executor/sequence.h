@@ -24,6 +24,8 @@ struct RequestState {
   TimeNs arrival = 0;
   std::vector<std::unique_ptr<Sequence>> sequences;
   int32_t unfinished = 0;
+  int32_t losses = 0;      // worker deaths it was in flight at since its last token
+  uint64_t lost_step = 0;  // so that one death counts once
 };
 
 // The Engine's view of one sequence. Progress is two numbers: `scheduled` positions (sent to the
@@ -47,8 +49,6 @@ struct Sequence {
   int32_t in_flight = 0;  // steps in flight that name this sequence
   int32_t slot = -1;
   uint64_t last_step = 0;  // the last step that named it
-  int32_t losses = 0;      // worker deaths it was in flight at since its last token
-  uint64_t lost_step = 0;  // so that one death counts once
   bool admitted_before = false;
   bool context_logits_done = false;
   SequenceKv kv;

@@ -54,12 +54,12 @@ Sequence* WaitingQueue::Front(TimeNs now) const {
 
 Sequence* WaitingQueue::LeastSuspected(int32_t min_losses, TimeNs now) const {
   const auto key = [&](const Sequence* s) {
-    return std::make_tuple(s->losses, RankOf(*s, now), s->order);
+    return std::make_tuple(s->request->losses, RankOf(*s, now), s->order);
   };
   Sequence* best = nullptr;
   for (const auto& waiting : classes_) {
     for (const auto& [order, s] : waiting) {
-      if (s->losses >= min_losses && (best == nullptr || key(s) < key(best))) best = s;
+      if (s->request->losses >= min_losses && (best == nullptr || key(s) < key(best))) best = s;
     }
   }
   return best;

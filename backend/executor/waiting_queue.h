@@ -25,7 +25,8 @@ class WaitingQueue {
   int32_t RankOf(const Sequence& sequence, TimeNs now) const;
   // The one to admit next; null when empty.
   Sequence* Front(TimeNs now) const;
-  // Of those with at least so many losses the one with the fewest, in their order; null: none.
+  // Of those whose requests have at least so many losses, one of the request with the fewest, in
+  // their order; null: none.
   Sequence* LeastSuspected(int32_t min_losses, TimeNs now) const;
 
   int32_t size() const { return size_; }

@@ -146,6 +146,8 @@ Status PlanChecker::Admit(const StepPlan& plan, const AdmitRecord& record) {
   slot.sampled = false;
   slot.record = record;
   slot.tokens.assign(first, first + record.history_len);
+  const auto ends = plan.aux.begin() + record.end_ids_offset;
+  slot.end_ids.assign(ends, ends + record.end_ids_len);
   slot.blocks.assign(pools_.size(), {});
   slot.held_from.assign(pools_.size(), 0);
   slot.computed = 0;

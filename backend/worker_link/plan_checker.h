@@ -16,6 +16,7 @@ struct CheckedSlot {
   bool live = false;
   bool sampled = false;  // the last of `tokens` was sampled since admission
   AdmitRecord record{};
+  std::vector<int32_t> end_ids;
   std::vector<int32_t> tokens;               // prompt, then generated
   std::vector<std::vector<int32_t>> blocks;  // a table per group; kNoBlock: given up, or not given
   std::vector<int32_t> held_from;            // by group: nothing below it in the table is held

@@ -115,11 +115,22 @@ int32_t ScriptedModel::Emit(const CheckedSlot& slot, int32_t index) const {
     case EmitRule::kConstant:
       return config_.constant_token;
     case EmitRule::kSeeded:
-      return SeededToken(slot.record.seed, index, config_.vocab_size);
+      return DrawSeeded(slot, index);
     case EmitRule::kEcho:
       break;
   }
   return slot.tokens[index % slot.record.prompt_len];
+}
+
+int32_t ScriptedModel::DrawSeeded(const CheckedSlot& slot, int32_t index) const {
+  int32_t token = SeededToken(slot.record.seed, index, config_.vocab_size);
+  if (index >= slot.record.min_tokens) return token;
+  const std::vector<int32_t>& ends = slot.end_ids;
+  for (size_t i = 0; i < ends.size(); ++i) {
+    if (std::find(ends.begin(), ends.end(), token) == ends.end()) break;
+    token = (token + 1) % config_.vocab_size;
+  }
+  return token;
 }
 
 void ScriptedModel::AddLogprobs(const CheckedSlot& slot, int32_t token, int32_t index,

@@ -28,7 +28,8 @@ struct ScriptedCounters {
 //
 // What a sequence emits depends on its prompt, seed and positions alone: one that is admitted again
 // with its generated tokens continues exactly. Other sampling parameters are ignored, except that
-// end_after respects min_tokens. Log probabilities and logits, where asked for, are synthetic and
+// end_after and kSeeded respect min_tokens: until then kSeeded goes on from an end id to the next
+// token that is none. Log probabilities and logits, where asked for, are synthetic and
 // exact in float32; i is the generated index of the sampled token t:
 //   log probability of t: -(1 + i % 8) / 8; the j-th most likely (j from 0, k of them) is token
 //   (t + j) % vocab_size with that value - j / 8;
@@ -54,6 +55,7 @@ class ScriptedModel {
 
  private:
   int32_t Emit(const CheckedSlot& slot, int32_t index) const;
+  int32_t DrawSeeded(const CheckedSlot& slot, int32_t index) const;
   void AddLogprobs(const CheckedSlot& slot, int32_t token, int32_t index, StepResult* result) const;
   void AddLogits(uint32_t position, int32_t sampled, StepResult* result) const;
   void Sample(const StepPlan& plan, size_t i, StepResult* result);

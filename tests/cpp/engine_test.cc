@@ -213,16 +213,20 @@ TEST_CASE("a lost worker: everything live is computed again from its tokens") {
   CHECK(events.size() == 4);
 }
 
-// Four requests, of which the one that holds token 77 kills the worker that computes it.
-void CheckPoison(int32_t max_restarts, RequestId poisoned) {
+// Four requests of so many sequences each, of which the one that holds token 77 kills the worker
+// that computes it.
+void CheckPoison(int32_t max_restarts, RequestId poisoned, int32_t siblings, int32_t slots) {
   ExecutorConfig config = EngineFixture::DefaultConfig();
   config.max_restarts = max_restarts;
+  config.max_num_seqs = slots;
   config.pipeline_depth = 2;
   EngineFixture f(config);
   for (RequestId id = 1; id <= 4; ++id) {
     auto prompt = Iota(static_cast<int32_t>(10 * id), 6);
     if (id == poisoned) prompt.back() = 77;
-    REQUIRE(f.Submit(id, f.Spec(std::move(prompt), 4)).ok());
+    RequestSpec spec = f.Spec(std::move(prompt), 4);
+    spec.num_return_sequences = siblings;
+    REQUIRE(f.Submit(id, std::move(spec)).ok());
   }
   int32_t deaths = 0, in_a_row = 0;
   while (f.Build()) {
@@ -245,16 +249,16 @@ void CheckPoison(int32_t max_restarts, RequestId poisoned) {
     }
   }
   CHECK(deaths == max_restarts + 1);
-  std::map<RequestId, FinishReason> ends;
+  std::map<RequestId, std::vector<FinishReason>> ends;
   std::map<RequestId, size_t> tokens;
   for (const Event& event : f.engine.TakeEvents()) {
     tokens[event.request] += event.tokens.size();
-    if (event.reason == FinishReason::kNone) continue;
-    CHECK(ends.emplace(event.request, event.reason).second);
+    if (event.reason != FinishReason::kNone) ends[event.request].push_back(event.reason);
   }
   for (RequestId id = 1; id <= 4; ++id) {
-    CHECK(tokens[id] == (id == poisoned ? 0 : 4));
-    CHECK(ends[id] == (id == poisoned ? FinishReason::kError : FinishReason::kLength));
+    const FinishReason end = id == poisoned ? FinishReason::kError : FinishReason::kLength;
+    CHECK(tokens[id] == (id == poisoned ? 0 : size_t{4} * siblings));
+    CHECK(ends[id] == std::vector<FinishReason>(siblings, end));
   }
   CHECK(f.engine.idle());
 }
@@ -264,9 +268,39 @@ TEST_CASE("a request that kills every worker is ended; those beside it go on") {
     for (RequestId poisoned = 1; poisoned <= 4; ++poisoned) {
       CAPTURE(max_restarts);
       CAPTURE(poisoned);
-      CheckPoison(max_restarts, poisoned);
+      CheckPoison(max_restarts, poisoned, /*siblings=*/1, /*slots=*/4);
     }
   }
+}
+
+TEST_CASE("the sequences of a request that kills every worker count as one") {
+  for (const int32_t max_restarts : {1, 2, 3}) {
+    for (const int32_t slots : {1, 2, 3}) {
+      CAPTURE(max_restarts);
+      CAPTURE(slots);
+      CheckPoison(max_restarts, /*poisoned=*/1, /*siblings=*/3, slots);
+    }
+  }
+}
+
+TEST_CASE("a death at the last step of a finished sequence keeps no sibling waiting") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_restarts = 2;
+  config.max_num_seqs = 1;
+  config.pipeline_depth = 2;
+  EngineFixture f(config);
+  RequestSpec spec = f.Spec(Iota(0, 6), 4);
+  spec.num_return_sequences = 2;
+  spec.end_ids = {f.next};
+  REQUIRE(f.Submit(1, std::move(spec)).ok());
+  REQUIRE(f.Build());
+  const StepPlan first = f.plan;
+  REQUIRE(f.Build());
+  f.Answer(first);  // the first sequence ends, and is in flight once more
+  f.engine.OnWorkerLost(Status::Internal("gone"), ++f.now);
+  while (f.Step()) {
+  }
+  CHECK(f.engine.idle());
 }
 
 TEST_CASE("a request at every death is ended") {

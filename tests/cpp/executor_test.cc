@@ -272,6 +272,24 @@ TEST_CASE("draining finishes what was accepted and refuses the rest") {
   CHECK(f.executor->health() == Health::kStopped);
 }
 
+TEST_CASE("a model that drains is not ready, even once its worker is back") {
+  Fixture f(R"({"die_at_step": 3, "start_ms": 300, "step_us": 1000})");
+  REQUIRE(f.executor->Submit(f.Spec(0, 100)).ok());
+  REQUIRE(f.collector.WaitTokens(1));
+  while (f.executor->health() != Health::kRecovering) std::this_thread::yield();
+  std::thread drain([&] { f.executor->Shutdown(/*drain=*/true, kNever); });
+  while (f.executor->health() == Health::kRecovering) std::this_thread::yield();
+  Health health = f.executor->health();
+  for (; health != Health::kStopped; health = f.executor->health()) {
+    if (health == Health::kReady) break;
+    std::this_thread::yield();
+  }
+  CHECK(health == Health::kStopped);
+  drain.join();
+  CHECK(f.collector.Get(0).tokens.size() == 100);
+  CHECK(f.executor->Metrics().worker_restarts == 1);
+}
+
 TEST_CASE("a drain past its deadline ends what is left") {
   Fixture f(R"({"step_us": 20000})");
   REQUIRE(f.executor->Submit(f.Spec(0, 2000)).ok());

@@ -133,6 +133,23 @@ TEST_CASE("scripted model: emission rules") {
   CHECK(counters.max_seqs == 1);
 }
 
+TEST_CASE("scripted model: seeded tokens are no end ids until min_tokens") {
+  ScriptedWorkerConfig config = SmallConfig();
+  config.emit = EmitRule::kSeeded;
+  const int32_t first = SeededToken(0, 0, config.vocab_size);
+  const int32_t second = SeededToken(0, 1, config.vocab_size);
+  PlanBuilder begin(1);
+  begin.Admit(0, {5, 6}, -1, -1, 0, /*min_tokens=*/1).Run(0, 0, {5, 6}, {3});
+  AdmitRecord& record = begin.plan.admitted.back();
+  record.end_ids_offset = static_cast<uint32_t>(begin.plan.aux.size());
+  record.end_ids_len = 3;
+  for (const int32_t id : {first, first + 1, second}) begin.plan.aux.push_back(id);
+  ScriptedModel model(config);
+  CHECK(Tokens(&model, begin) == std::vector<int32_t>{first + 2});
+  CHECK(Tokens(&model, PlanBuilder(2).Run(0, 2, {kTokenFromSlot}, {})) ==
+        std::vector<int32_t>{second});
+}
+
 TEST_CASE("scripted model: the end waits for min_tokens") {
   ScriptedWorkerConfig config = SmallConfig();
   config.end_after = 1;

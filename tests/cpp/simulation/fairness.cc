@@ -23,6 +23,9 @@ int64_t StallBound(const Workload& w) {
 Fairness::Fairness(const Workload& workload)
     : preempts_(workload.config.policy == SchedulerPolicy::kMaxUtilization),
       ageing_ns_(int64_t{1000000} * workload.config.priority_ageing_ms),
+      depth_(workload.config.pipeline_depth),
+      max_step_(workload.max_step),
+      watchdog_(int64_t{1000000} * workload.config.watchdog_ms),
       stall_bound_(StallBound(workload)),
       by_slot_(workload.config.max_num_seqs) {}
 
@@ -37,7 +40,7 @@ void Fairness::OnAccepted(RequestId id, const RequestSpec& spec, TimeNs now) {
     if (other.waits && spec.priority < other.priority && now < other.rank_0_at) other.before += all;
   }
   for (int32_t i = 0; i < spec.num_return_sequences; ++i) {
-    StartWait(&track);
+    StartWait(now, &track);
     live_positions_ += track.positions;
     track.seed = Mix64(spec.sampling.seed, static_cast<uint64_t>(i));
     tracks_.emplace(SequenceKey{id, i}, track);
@@ -45,18 +48,19 @@ void Fairness::OnAccepted(RequestId id, const RequestSpec& spec, TimeNs now) {
   }
 }
 
-void Fairness::StartWait(Track* track) const {
+void Fairness::StartWait(TimeNs now, Track* track) const {
   track->waits = true;
+  track->since = now;
+  track->down = Down(now);
   track->before = live_positions_;
   track->steps = steps_;
-  track->deaths = deaths_;
   track->again = again_;
 }
 
-std::string Fairness::OnPlan(const StepPlan& plan, std::vector<SequenceKey>* named) {
+std::string Fairness::OnPlan(const StepPlan& plan, TimeNs now, std::vector<SequenceKey>* named) {
   for (const uint32_t slot : plan.retired) {
     const auto preempted = tracks_.find(by_slot_[slot]);
-    if (preempted != tracks_.end()) StartWait(&preempted->second);
+    if (preempted != tracks_.end()) StartWait(now, &preempted->second);
   }
   for (const AdmitRecord& record : plan.admitted) {
     const auto it = by_seed_.find(record.seed);
@@ -65,7 +69,7 @@ std::string Fairness::OnPlan(const StepPlan& plan, std::vector<SequenceKey>* nam
     Track& track = tracks_.at(it->second);
     if (!track.waits) return "the plan admits a sequence that runs";
     track.waits = false;
-    const std::string wrong = CheckWait(it->second, &track);
+    const std::string wrong = CheckWait(it->second, now, &track);
     if (!wrong.empty()) return wrong;
     if (!restarted_ || track.born < deaths_) continue;
     for (auto& [key, other] : tracks_) {
@@ -89,24 +93,31 @@ std::string Fairness::OnPlan(const StepPlan& plan, std::vector<SequenceKey>* nam
   ++steps_;
   scheduled_ += plan.num_seqs();
   longest_stall_ = std::max(longest_stall_, stall_);
-  const bool never = !preempts_ && deaths_ == 0;
-  const int64_t bound = never ? 0 : stall_bound_;
+  const int64_t bound = preempts_ ? stall_bound_ : 0;
   if (stall_ <= bound) return "";
   return std::to_string(stall_) + " steps without progress, the bound is " + std::to_string(bound);
 }
 
-void Fairness::OnDeath() {
+void Fairness::OnDeath(TimeNs now) {
   ++deaths_;
   stall_ = 0;
   restarted_ = true;
-  for (auto& [key, track] : tracks_) StartWait(&track);
+  if (down_since_ == kNever) down_since_ = now;
+  for (auto& [key, track] : tracks_) {
+    track.reach = 0;
+    StartWait(now, &track);
+  }
 }
 
-std::string Fairness::CheckWait(SequenceKey key, Track* track) {
+void Fairness::OnServing(TimeNs now) {
+  down_ = Down(now);
+  down_since_ = kNever;
+}
+
+std::string Fairness::CheckWait(SequenceKey key, TimeNs now, Track* track) {
   const auto waited = static_cast<int64_t>(steps_ - track->steps);
-  const auto times = static_cast<int64_t>(1 + deaths_ - track->deaths);
   const int64_t counted = track->before + again_ - track->again;
-  const int64_t bound = std::min(counted, track->before * times * stall_bound_);
+  const int64_t bound = std::min(counted, track->before * stall_bound_);
   if (waited > longest_wait_) {
     longest_wait_ = waited;
     bound_of_longest_ = bound;
@@ -114,15 +125,29 @@ std::string Fairness::CheckWait(SequenceKey key, Track* track) {
   if (bound > 0) {
     worst_share_ = std::max(worst_share_, static_cast<double>(waited) / static_cast<double>(bound));
   }
-  if (waited <= bound) return "";
+  Waits& waits = waits_[track->priority];
+  ++waits.count;
+  waits.steps = std::max(waits.steps, waited);
+  waits.time = std::max(waits.time, now - track->since);
+  if (waited <= bound) return CheckTime(key, now, waited, *track);
   return "request " + std::to_string(key.first) + " waited " + std::to_string(waited) +
          " steps, the bound is " + std::to_string(bound);
 }
 
-std::string Fairness::OnEnded(SequenceKey key) {
+std::string Fairness::CheckTime(SequenceKey key, TimeNs now, int64_t steps,
+                                const Track& track) const {
+  constexpr TimeNs kBetween = 16;  // moments and turns of the loop, per step
+  const TimeNs time = now - track.since - (Down(now) - track.down);
+  const TimeNs bound = (steps + depth_ + 1) * (max_step_ + kBetween) + watchdog_;
+  if (time <= bound) return "";
+  return "request " + std::to_string(key.first) + " waited " + std::to_string(time) + " ns and " +
+         std::to_string(steps) + " steps, the bound is " + std::to_string(bound) + " ns";
+}
+
+std::string Fairness::OnEnded(SequenceKey key, TimeNs now) {
   const auto it = tracks_.find(key);
   Track& track = it->second;
-  const std::string wrong = track.waits ? CheckWait(key, &track) : "";
+  const std::string wrong = track.waits ? CheckWait(key, now, &track) : "";
   live_positions_ -= track.positions;
   by_seed_.erase(track.seed);
   tracks_.erase(it);

@@ -15,10 +15,12 @@ struct InjectionReport {
   std::string broken;  // empty: everything held in every run
 };
 
-// Runs the workload undisturbed, then again with one disturbance: a cancel and a deadline of every
-// request at every moment from its arrival to its end, and a worker's death at every moment. Beyond
-// the simulation's own checks, all other requests must get exactly what they got undisturbed, and
-// the one that is struck a part of it.
+// Runs the workload undisturbed, then again with one disturbance: at every moment a death of the
+// worker, once to be restarted and once for good, a hang, a drain and a shutdown, also while the
+// worker is restarted; and of every request, at every moment from its arrival to its end, a cancel,
+// also while the worker is restarted, a deadline, and that it becomes deadly. Beyond the
+// simulation's own checks, all other requests must get exactly what they got undisturbed, and the
+// one that is struck a part of it.
 InjectionReport InjectEverywhere(const Workload& workload);
 
 }  // namespace slipstream::simulation

@@ -52,6 +52,7 @@ int64_t ResidentKib() {
 
 int RunWorkloads(uint64_t seed, int64_t count) {
   const auto start = std::chrono::steady_clock::now();
+  std::cout << "seeds from " << seed << std::endl;
   Summary summary;
   for (int64_t i = 0; i < count; ++i, ++seed) {
     replay = "slipstream_simulate --replay " + std::to_string(seed);
@@ -61,7 +62,7 @@ int RunWorkloads(uint64_t seed, int64_t count) {
     if (!broken.empty()) return Fail(workload, broken);
     summary.Add(simulation);
   }
-  std::cout << summary.Text(Seconds(start));
+  std::cout << "seeds up to " << seed - 1 << ": " << summary.Text(Seconds(start));
   return 0;
 }
 
@@ -100,7 +101,7 @@ int RunRequests(uint64_t seed, int64_t count) {
   if (!broken.empty()) return Fail(workload, broken);
   Summary summary;
   summary.Add(simulation);
-  std::cout << summary.Text(Seconds(start));
+  std::cout << "seed " << seed << ": " << summary.Text(Seconds(start));
   std::cout << "memory in the later half: " << std::setprecision(2) << std::showpos
             << BytesPerRequest(samples) << " bytes a request\n";
   return 0;

@@ -22,10 +22,14 @@ class Summary {
   Simulation::Tally total_;
   uint64_t scheduled_ = 0;  // sequences, over all steps
   uint64_t tokens_ = 0;
+  uint64_t text_bytes_ = 0;
   std::array<uint64_t, 7> finished_{};  // by FinishReason
   int64_t longest_wait_ = 0;
   int64_t bound_of_wait_ = 0;
   double worst_share_ = 0;
+  std::array<Fairness::Waits, 10> waits_{};  // by priority class
+  int32_t longest_row_ = 0;                  // of failures
+  TimeNs longest_back_off_ = 0;
   int64_t longest_stall_ = 0;
   int64_t bound_of_stall_ = 0;
 };

@@ -13,9 +13,11 @@ constexpr size_t kConversations = 8;
 
 }  // namespace
 
-Traffic::Traffic(const Workload& workload, const RequestLimits& limits)
+Traffic::Traffic(const Workload& workload, const RequestLimits& limits, const Script* script)
     : shape_(workload.traffic),
+      faults_(workload.faults),
       limits_(limits),
+      script_(script),
       seed_(workload.seed),
       dice_(Mix64(workload.seed, 2)) {
   for (int32_t i = 0; i < shape_.prefixes; ++i) {
@@ -41,13 +43,32 @@ Arrival Traffic::Next() {
   if (dice_.Chance(shape_.deadlines)) spec.deadline = at_ + dice_.Between(0, shape_.max_deadline);
   if (dice_.Chance(shape_.cancels)) arrival.cancel_after = dice_.Int(0, shape_.max_cancel_after);
   spec.streaming = !dice_.Chance(shape_.whole);
-  spec.return_context_logits = dice_.Chance(shape_.context_logits);
+  DrawPayload(&spec);
+  if (dice_.Chance(shape_.text)) DrawText(&spec);
+  if (dice_.Chance(shape_.client_ids)) {
+    spec.client_id = "client " + std::to_string(dice_.Int(1, 3));
+    arrival.stop_client = dice_.Chance(0.3);
+  }
+  DrawFaults(&arrival);
   if (conversations_.size() == kConversations) conversations_.pop_front();
   conversations_.push_back(spec.prompt);
-  const Answer answer = AnswerOf(spec, 0, limits_.vocab_size);
+  const Answer answer = AnswerOf(*script_, spec, 0);
   conversations_.back().insert(conversations_.back().end(), answer.tokens.begin(),
                                answer.tokens.end());
   return arrival;
+}
+
+void Traffic::DrawFaults(Arrival* arrival) {
+  const auto prompt_len = static_cast<int32_t>(arrival->spec.prompt.size());
+  const int32_t last = prompt_len + arrival->spec.max_new_tokens - 2;
+  if (deadly_ < faults_.max_deadly && dice_.Chance(faults_.deadly)) {
+    ++deadly_;
+    arrival->deadly_position = dice_.Int(0, last);
+  }
+  // Positions before the prompt's last may be cached, and are never computed then.
+  if (dice_.Chance(faults_.non_finite)) {
+    arrival->non_finite_position = dice_.Int(prompt_len - 1, last);
+  }
 }
 
 std::vector<int32_t> Traffic::DrawPrompt() {
@@ -84,14 +105,40 @@ void Traffic::FitLength(RequestSpec* spec) {
 }
 
 void Traffic::DrawStops(RequestSpec* spec) {
-  if (dice_.Chance(0.5)) {
-    spec->end_ids = DrawTokens(dice_.Int(1, 2), limits_.vocab_size);
-    return;
-  }
-  for (int32_t i = dice_.Int(1, 2); i > 0; --i) {
+  if (dice_.Chance(0.5)) spec->end_ids = DrawTokens(dice_.Int(1, 2), limits_.vocab_size);
+  for (int32_t i = dice_.Int(0, 2); i > 0; --i) {
     spec->stop_sequences.push_back(DrawTokens(dice_.Int(1, 2), limits_.vocab_size));
   }
-  spec->sampling.min_tokens = dice_.Int(0, 4);
+  if (dice_.Chance(0.5)) spec->sampling.min_tokens = dice_.Int(1, 4);
+}
+
+void Traffic::DrawPayload(RequestSpec* spec) {
+  spec->return_context_logits = dice_.Chance(shape_.context_logits);
+  spec->return_generation_logits = dice_.Chance(shape_.generation_logits);
+  if (dice_.Chance(shape_.logprobs)) spec->num_logprobs = dice_.Int(0, 4);
+}
+
+// Stop strings are parts of what the first sequence says, so that they are found; some are a byte
+// off, so that they are nearly found.
+void Traffic::DrawText(RequestSpec* spec) {
+  spec->return_text = dice_.Chance(0.9);
+  spec->skip_special_tokens = dice_.Chance(0.5);
+  spec->include_stop = dice_.Chance(0.3);
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < spec->max_new_tokens; ++i) tokens.push_back(script_->Token(*spec, 0, i));
+  const std::string text = script_->Text(tokens, tokens.size(), spec->skip_special_tokens);
+  std::vector<size_t> starts;  // of characters, and the end
+  for (size_t i = 0; i <= text.size(); ++i) {
+    if (i == text.size() || (static_cast<uint8_t>(text[i]) & 0xC0) != 0x80) starts.push_back(i);
+  }
+  const auto characters = static_cast<int32_t>(starts.size()) - 1;
+  for (int32_t i = characters > 0 ? dice_.Int(0, 3) : 0; i > 0; --i) {
+    const int32_t first = dice_.Int(0, characters - 1);
+    const int32_t last = std::min(characters, first + dice_.Int(1, 6));
+    std::string stop = text.substr(starts[first], starts[last] - starts[first]);
+    if (dice_.Chance(0.3)) stop += 'z';
+    spec->stop_strings.push_back(std::move(stop));
+  }
 }
 
 void Traffic::DrawRetention(RequestSpec* spec) {

@@ -51,7 +51,9 @@ void DrawConfig(Dice* dice, ExecutorConfig* c) {
   c->max_queue_requests = dice->Chance(0.1) ? dice->Int(1, 6) : 0;
   c->max_queue_tokens = dice->Chance(0.05) ? dice->Int(1, 200) : 0;
   c->priority_ageing_ms = dice->Pick({0, 1, 20, 5000});
-  c->max_restarts = dice->Int(0, 3);
+  c->max_restarts = dice->Pick({0, 1, 2, 3, 3, 5});
+  c->restart_backoff_ms = dice->Pick({1, 3, 200, 4000});
+  c->watchdog_ms = dice->Pick({0, 5, 50, 60000});
 }
 
 void DrawTraffic(Dice* dice, const Workload& w, TrafficShape* t) {
@@ -64,13 +66,39 @@ void DrawTraffic(Dice* dice, const Workload& w, TrafficShape* t) {
   t->salts = dice->Int(1, 2);
   t->siblings = dice->Pick({1, 1, 3});
   t->stops = dice->Pick({0.0, 0.4});
+  t->text = dice->Pick({0.0, 0.6});
+  t->logprobs = dice->Pick({0.0, 0.4});
+  t->generation_logits = dice->Pick({0.0, 0.0, 0.2});
   t->retention = dice->Pick({0.0, 0.4});
   t->priorities = dice->Pick({0.0, 0.5});
   t->deadlines = dice->Pick({0.0, 0.3});
   t->cancels = dice->Pick({0.0, 0.3});
+  t->client_ids = dice->Pick({0.0, 0.5});
   t->whole = dice->Pick({0.0, 0.3});
   t->context_logits = dice->Pick({0.0, 0.2});
   t->oversized = dice->Pick({0.0, 0.1});
+}
+
+void DrawFaults(Dice* dice, Faults* f) {
+  enum { kCalm, kDeaths, kOneDeadly, kDeadly, kEverything };
+  const int32_t kind = dice->Int(kCalm, kEverything);
+  f->non_finite = dice->Pick({0.0, 0.0, 0.1});
+  if (kind == kDeaths || kind == kEverything) f->death = dice->Pick({0.001, 0.01, 0.1});
+  if (kind >= kOneDeadly) {
+    f->deadly = dice->Pick({0.05, 0.3});
+    f->max_deadly = kind == kOneDeadly ? 1 : dice->Int(1, 10);
+  }
+  if (kind != kEverything) return;
+  f->hang = dice->Pick({0.0, 0.01});
+  f->garble = dice->Pick({0.0, 0.01});
+  f->failed_start = dice->Pick({0.0, 0.3, 0.8});
+}
+
+void DrawDrain(Dice* dice, const Workload& w, Drain* drain) {
+  const TimeNs arrivals = w.num_requests * w.traffic.mean_gap + 20 * kMillisecond;
+  if (dice->Chance(0.1)) drain->at = dice->Between(1, arrivals);
+  if (dice->Chance(0.15)) drain->at_failure = static_cast<uint64_t>(dice->Int(1, 3));
+  drain->patience = dice->Pick({TimeNs{0}, 5 * kMillisecond, 500 * kMillisecond, kNever});
 }
 
 Workload Scenario(uint64_t seed, SchedulerPolicy policy, int32_t depth, int32_t blocks) {
@@ -87,12 +115,17 @@ Workload Scenario(uint64_t seed, SchedulerPolicy policy, int32_t depth, int32_t 
   w.worker.tokens_per_block = 4;
   w.worker.kv_groups = {Full(blocks)};
   w.traffic.max_prompt = 14;
-  w.traffic.max_new = 8;
+  w.traffic.max_new = 12;
   w.traffic.siblings = 2;
   w.traffic.stops = 0.3;
+  w.traffic.mean_gap = kMillisecond / 4;
   w.traffic.priorities = 0.3;
   w.traffic.whole = 0.2;
   w.traffic.context_logits = 0.1;
+  w.traffic.text = 0.8;
+  w.traffic.logprobs = 0.5;
+  w.traffic.generation_logits = 0.1;
+  w.byte_fallback = seed % 2 == 0;
   w.num_requests = 7;
   return w;
 }
@@ -111,7 +144,9 @@ Workload RandomWorkload(uint64_t seed) {
   DrawTraffic(&dice, w, &w.traffic);
   w.num_requests = dice.Int(1, 40);
   w.max_step = dice.Pick({kMillisecond / 10, kMillisecond, 4 * kMillisecond});
-  w.death = dice.Pick({0.0, 0.0, 0.01, 0.1});
+  w.byte_fallback = dice.Chance(0.5);
+  DrawFaults(&dice, &w.faults);
+  DrawDrain(&dice, w, &w.drain);
   return w;
 }
 
@@ -166,9 +201,19 @@ Workload ServerWorkload(uint64_t seed, int64_t num_requests) {
   t.deadlines = 0.1;
   t.max_deadline = 300 * kMillisecond;
   t.cancels = 0.05;
+  t.client_ids = 0.05;
   t.whole = 0.2;
   w.num_requests = num_requests;
-  w.death = 1e-5;
+  w.config.watchdog_ms = 50;
+  t.text = 0.3;
+  t.logprobs = 0.1;
+  w.faults.death = 1e-4;
+  w.faults.hang = 5e-5;
+  w.faults.garble = 5e-5;
+  w.faults.failed_start = 0.2;
+  w.faults.deadly = 5e-5;
+  w.faults.max_deadly = 1000000;
+  w.faults.non_finite = 1e-3;
   return w;
 }
 
@@ -185,6 +230,7 @@ std::string Describe(const Workload& w) {
     text << " " << group.num_blocks << " " << KvKindName(group.kind);
     if (group.windowed()) text << " " << group.window;
   }
+  text << "; max_restarts " << w.config.max_restarts << ", watchdog_ms " << w.config.watchdog_ms;
   return text.str();
 }
 
