@@ -70,6 +70,15 @@ TENSORRT_LLM = Recipe(
     models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "steps"),
 )
 
+# For tests in which clients leave. A prompt of a few hundred tokens takes half a second here, and
+# of three requests one waits.
+LEFT = Recipe(
+    key="left",
+    overrides=_QUICK_STATISTICS | {"max_num_seqs": 2, "max_num_tokens": 16},
+    scripted={"emit": "echo", "step_us": PACED_STEP_US, "bytes_per_block": 1024},
+    variants=(Variant("unary", {"decoupled": False}),),
+)
+
 # For tests that end the server.
 DRAINED = Recipe(
     key="drained",
