@@ -126,7 +126,7 @@ class _Http(Call):
             response = self._connection.getresponse()
             for line in response:
                 self.received += bool(line.strip())
-                error = line.decode() if response.status != 200 or b'"error"' in line else error
+                error += line.decode() if response.status != 200 or b'"error"' in line else ""
         except (OSError, ValueError, AttributeError, http.client.HTTPException) as gone:
             error = repr(gone)  # what http.client raises when the socket is closed meanwhile
         self._connection.close()

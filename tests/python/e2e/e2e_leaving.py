@@ -82,13 +82,13 @@ def own_fields(cell: Cell, **more: Any) -> dict[str, Any]:
 
 
 def gauges(metrics: Metrics, llm: str) -> dict[Any, float]:
-    """All of a model, but for the time and the number of steps. Cached blocks count as free."""
+    """All of a model, but for those that only grow. Cached blocks count as free."""
     found: dict[Any, float] = {}
     for (name, labels), value in metrics.samples.items():
         told = dict(labels)
         if metrics.types.get(name) != "gauge" or told.pop("model", "") != llm:
             continue
-        if told.get("general_type") in ("timestamp", "iteration_counter"):
+        if not {"timestamp", "iteration_counter", "reused"}.isdisjoint(told.values()):
             continue
         if told.get("state") == "cached":
             told["state"] = "free"

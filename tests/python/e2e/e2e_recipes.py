@@ -78,6 +78,7 @@ LEFT = Recipe(
     scripted={"emit": "echo", "step_us": PACED_STEP_US, "bytes_per_block": 1024},
     variants=(Variant("unary", {"decoupled": False}),),
 )
+CROWDED = replace(LEFT, key="crowded", overrides=_QUICK_STATISTICS | {"max_num_seqs": 24})
 
 # For tests that end the server.
 DRAINED = Recipe(
