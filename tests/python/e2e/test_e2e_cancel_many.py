@@ -19,10 +19,11 @@ from e2e_leaving import ENTRIES, TEXT, WORDS, Books, Cell, fields, stop
 from e2e_recipes import CROWDED
 from e2e_server import Server, ServerPool, tokenizer
 
-CLIENTS = 40  # at once, of which 24 are served
+CLIENTS = 32  # at once, of which 16 are served by each `llm`
 WAYS = ("leaves", "leaves", "leaves", "stops", "has a deadline")
-MAX_STAY_S = 0.5
-MAX_TOKENS = 40
+MAX_STAY_S = 0.8
+MAX_TOKENS = 20
+STAYED = 60  # tokens of the one that stays
 MAX_GROWTH_MIB = 64
 TEXT_IDS = tokenizer()(TEXT)["input_ids"]
 
@@ -50,10 +51,12 @@ class Crowd:
     def _stay(self, done: threading.Event) -> None:
         """A stream that must not notice anything, again and again."""
         while not done.is_set():
-            stayed = call("grpc_stream", self._server, "llm", prompt(TEXT_IDS, 200, streaming=True))
+            stayed = call(
+                "grpc_stream", self._server, "llm", prompt(TEXT_IDS, STAYED, streaming=True)
+            )
             stayed.wait(60)
             ids = joined_ids(stayed.replies)
-            if stayed.error or ids != [TEXT_IDS[i % len(TEXT_IDS)] for i in range(200)]:
+            if stayed.error or ids != [TEXT_IDS[i % len(TEXT_IDS)] for i in range(STAYED)]:
                 self.problems.append(f"bystander: {stayed.error} {ids}")
             self.bystanders += 1
 
@@ -98,11 +101,9 @@ def resident_mib(server: Server) -> float:
     return float(psutil.Process(server.process.pid).memory_info().rss / 2**20)
 
 
-@pytest.mark.parametrize("departures", [100, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_many_clients_leave_at_any_moment(
-    servers: ServerPool, departures: int, record_property: Callable[[str, object], None]
+def let_many_leave(
+    server: Server, departures: int, record_property: Callable[[str, object], None]
 ) -> None:
-    server = servers.get(CROWDED)
     Crowd(server, departures // 10).run()  # what grows with use has grown
     books = [Books(server, llm) for llm in ("llm", "unary")]
     before = resident_mib(server)
@@ -119,6 +120,7 @@ def test_many_clients_leave_at_any_moment(
     grown = resident_mib(server) - before
     record_property("ends", dict(ends))
     record_property("left", dict(crowd.left))
+    record_property("bystanders", crowd.bystanders)
     record_property("seconds", round(took))
     record_property("grown_mib", round(grown, 1))
     # A request whose client has gone before it was handed over was never accepted.
@@ -127,3 +129,14 @@ def test_many_clients_leave_at_any_moment(
     assert ends["deadline"] > departures / 20
     assert set(ends) == {"cancelled", "deadline", "length"}
     assert grown < MAX_GROWTH_MIB
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("departures", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_clients_leave_at_any_moment(
+    servers: ServerPool, departures: int, record_property: Callable[[str, object], None]
+) -> None:
+    # tritonserver 2.51 at times keeps a model loaded whose gRPC stream was cancelled, although the
+    # backend has released all of its requests. Such a server does not stop as others do.
+    with servers.own(CROWDED) as server:
+        let_many_leave(server, departures, record_property)
