@@ -251,7 +251,10 @@ void Delivery::HoldErrors(LlmStream* stream) {
 void Delivery::SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final) {
   Event& event = item.event;
   const bool gone = stream->channel->cancelled();
-  if (gone && event.reason == FinishReason::kNone && !final) return;  // nobody reads it
+  if (gone && event.reason == FinishReason::kNone && !final) {
+    stream->skipped = true;  // nobody reads it
+    return;
+  }
   switch (event.reason) {
     case FinishReason::kCancelled:
       SendStopped(stream, std::move(item), final);
@@ -267,8 +270,22 @@ void Delivery::SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final
       return;
     }
     default:
+      if (stream->skipped) {
+        SendGone(stream, std::move(item), final);
+        return;
+      }
       stream->channel->Send(BuildOutputs(stream->plan, item.row, std::move(event)), final);
   }
+}
+
+// The end for a client that went away: never a success that lacks what was skipped.
+void Delivery::SendGone(LlmStream* stream, LlmStream::Pending&& item, bool final) {
+  if (!stream->plan.piped) {
+    stream->channel->SendError(Status::Cancelled("the request was cancelled"), final);
+    return;
+  }
+  item.event.reason = FinishReason::kCancelled;  // no error: see HoldErrors
+  stream->channel->Send(BuildStoppedOutputs(stream->plan, item.row, std::move(item.event)), final);
 }
 
 // A cancelled sequence: because the client is gone, because the model shuts down, or because a stop
@@ -284,11 +301,11 @@ void Delivery::SendStopped(LlmStream* stream, LlmStream::Pending&& item, bool fi
     const std::lock_guard<std::mutex> lock(mutex_);
     gone = stream->cancelled;
   }
-  if (gone && !stream->plan.piped) {  // see HoldErrors
-    stream->channel->SendError(Status::Cancelled("the request was cancelled"), final);
+  if (gone) {
+    SendGone(stream, std::move(item), final);
     return;
   }
-  if (!gone && stream->plan.streaming && HasOutput(event)) {
+  if (stream->plan.streaming && HasOutput(event)) {
     Event data = event;
     data.reason = FinishReason::kNone;
     stream->channel->Send(BuildOutputs(stream->plan, item.row, std::move(data)), false);

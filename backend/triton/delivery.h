@@ -67,6 +67,7 @@ class Delivery final : public EventSink, public std::enable_shared_from_this<Del
   void Run();
   void Deliver(const std::shared_ptr<LlmStream>& stream);
   void SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final);
+  void SendGone(LlmStream* stream, LlmStream::Pending&& item, bool final);
   void SendStopped(LlmStream* stream, LlmStream::Pending&& item, bool final);
   void Poll(TimeNs now);
   void End(const std::shared_ptr<LlmStream>& stream);

@@ -27,6 +27,7 @@ struct LlmStream {
   const std::unique_ptr<ResponseChannel> channel;  // delivery thread
   size_t lane = 0;                                 // of DeliveryLanes; constant once it is there
   ResponsePlan plan;                               // constant once delivery knows the stream
+  bool skipped = false;  // delivery thread; the client was gone, and something was not sent
 
   struct Row {
     RequestHandle handle;

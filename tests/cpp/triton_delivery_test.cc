@@ -241,6 +241,33 @@ TEST_CASE("delivery: a client that went away has its rows cancelled, and one fin
   CHECK(f.cancelled.size() == 2);  // and only once each
 }
 
+TEST_CASE("delivery: what a client that went away was not sent is never called complete") {
+  for (const bool piped : {false, true}) {
+    Fixture f;
+    ResponsePlan plan = Streaming();
+    plan.piped = piped;
+    const auto stream = f.Open(plan);
+    f.client->gone = true;
+    CHECK(f.WaitCancelled(1) == std::vector<RequestId>{100});
+    f.Post(stream, {1, 2});
+    // Streams take turns: when another one has got its response, this one's was not sent.
+    const auto other = std::make_shared<FakeClient>();
+    const auto marker =
+        std::make_shared<LlmStream>(std::make_unique<FakeChannel>(other), Streaming());
+    f.delivery->Add(marker);
+    f.Post(marker, {}, FinishReason::kLength);
+    other->WaitFor(1);
+    // Its natural end was on its way before the cancellation.
+    f.Post(stream, {3}, FinishReason::kLength);
+    f.WaitIdle();
+    const auto items = f.client->WaitFor(1);
+    CHECK(items.size() == 1);
+    CHECK(items[0].error.code() == (piped ? StatusCode::kOk : StatusCode::kCancelled));
+    CHECK(items[0].tokens.empty());
+    CHECK(items[0].final);
+  }
+}
+
 TEST_CASE("delivery: a client that left before the handle was known is cancelled all the same") {
   Fixture f;
   auto stream = std::make_shared<LlmStream>(std::make_unique<FakeChannel>(f.client), Streaming());

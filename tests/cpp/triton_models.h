@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "tokenizer_double.h"
 #include "triton/model.h"
 #include "triton/parameters.h"
 #include "triton/tensor_table.h"
@@ -72,6 +73,33 @@ inline std::vector<int32_t> Ids(const std::vector<host::Response>& responses) {
 inline std::string Reason(const std::vector<host::Response>& responses) {
   const host::Output* output = responses.back().Find("finish_reason");
   return output == nullptr ? "" : output->Strings()[0];
+}
+
+// Role `pipeline` over a model of the name "llm", with a TokenizerDouble.
+inline std::unique_ptr<Model> Pipeline(bool decoupled = true,
+                                       TRITONSERVER_Server* server = nullptr) {
+  ModelConfig config = Declared(Role::kPipeline, "ensemble");
+  config.decoupled = decoupled;
+  config.server = server;
+  config.json = R"({"name": "ensemble"})";
+  config.parameters = {{"role", "pipeline"},
+                       {"llm_model_name", "llm"},
+                       {"tokenizer", "double"},
+                       {"python_executable", kThisBinary}};
+  auto model = Model::Create(std::move(config));
+  REQUIRE_MESSAGE(model.ok(), model.status().message());
+  return std::move(model).value();
+}
+
+// A request to a Pipeline. The scripted worker has no text, so none is asked for.
+inline host::RequestSpec AskText(const std::string& text, int32_t max_tokens, bool stream = true) {
+  host::RequestSpec spec;
+  spec.inputs = {host::InStrings("text_input", {1, 1}, {text}),
+                 host::In<int32_t>("max_tokens", {1, 1}, {max_tokens}),
+                 host::InBool("stream", stream), host::InBool("return_finish_reason", true),
+                 host::InBool("return_usage", true)};
+  spec.outputs = {"finish_reason", "prompt_tokens", "completion_tokens"};
+  return spec;
 }
 
 // Nothing of any request is left, and each got its one final response, statistics and release.

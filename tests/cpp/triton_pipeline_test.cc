@@ -11,7 +11,6 @@
 #include <thread>
 #include <vector>
 
-#include "tokenizer_double.h"
 #include "triton/pipeline_wiring.h"
 #include "triton_host.h"
 #include "triton_models.h"
@@ -21,31 +20,6 @@ namespace {
 
 using host::Client;
 using host::Response;
-
-std::unique_ptr<Model> Pipeline(bool decoupled = true, TRITONSERVER_Server* server = nullptr) {
-  ModelConfig config = Declared(Role::kPipeline, "ensemble");
-  config.decoupled = decoupled;
-  config.server = server;
-  config.json = R"({"name": "ensemble"})";
-  config.parameters = {{"role", "pipeline"},
-                       {"llm_model_name", "llm"},
-                       {"tokenizer", "double"},
-                       {"python_executable", kThisBinary}};
-  auto model = Model::Create(std::move(config));
-  REQUIRE_MESSAGE(model.ok(), model.status().message());
-  return std::move(model).value();
-}
-
-// The scripted worker has no text, so none is asked for.
-host::RequestSpec AskText(const std::string& text, int32_t max_tokens, bool stream = true) {
-  host::RequestSpec spec;
-  spec.inputs = {host::InStrings("text_input", {1, 1}, {text}),
-                 host::In<int32_t>("max_tokens", {1, 1}, {max_tokens}),
-                 host::InBool("stream", stream), host::InBool("return_finish_reason", true),
-                 host::InBool("return_usage", true)};
-  spec.outputs = {"finish_reason", "prompt_tokens", "completion_tokens"};
-  return spec;
-}
 
 std::string ErrorOf(Model* model, const host::RequestSpec& spec, TRITONSERVER_Error_Code code) {
   const auto client = Send(model, spec);

@@ -39,6 +39,7 @@ LONG_FORMS = (
     ("build/debug/slipstream_simulate", "--requests", "1000000"),
     ("build/debug/slipstream_simulate", "--inject"),
     ("build/editable/slipstream_fuzz_replay",),
+    ("build/editable/slipstream_tests", "--no-skip", "-tc=cancel: a million*"),
 )
 
 

@@ -70,6 +70,22 @@ TENSORRT_LLM = Recipe(
     models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "steps"),
 )
 
+# For tests in which clients leave. A prompt of a few hundred tokens takes half a second here, and
+# of three requests one waits.
+LEFT = Recipe(
+    key="left",
+    overrides=_QUICK_STATISTICS | {"max_num_seqs": 2, "max_num_tokens": 16},
+    scripted={"emit": "echo", "step_us": PACED_STEP_US, "bytes_per_block": 1024},
+    variants=(Variant("unary", {"decoupled": False}),),
+)
+# Slower: so many gRPC streams are cancelled that the server's race needs more room.
+CROWDED = replace(
+    LEFT,
+    key="crowded",
+    overrides=_QUICK_STATISTICS | {"max_num_seqs": 16},
+    scripted=dict(LEFT.scripted or {}) | {"step_us": 50_000},
+)
+
 # For tests that end the server.
 DRAINED = Recipe(
     key="drained",

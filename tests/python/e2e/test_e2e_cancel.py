@@ -1,142 +1,131 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A client that goes away: its work ends within two seconds and nobody else notices.
-
-Not over HTTP /generate: the server notices a closed connection only when it writes to it.
-"""
+"""Other ways to go: killed clients, connections that are reset, stop requests, deadlines."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import json
+import socket
+import struct
+import subprocess
+import sys
+import time
 
+import e2e_calls
 import pytest
-from e2e_client import Stream, generate_stream, joined_ids, joined_text, prompt, question
-from e2e_metrics import wait_for
-from e2e_server import Server, decode, tokenizer
-
-TEXT = "Once upon a time there was a fox"
-TEXT_IDS = tokenizer()(TEXT)["input_ids"]
-LONG = 3000
-FREED_WITHIN_S = 2.0
-
-
-def gauge(server: Server, name: str, model: str, **labels: str) -> float:
-    return server.metrics().value(name, model=model, **labels)
-
-
-def takes_text(model: str) -> bool:
-    return model.endswith(("ensemble", "steps"))
-
-
-def fields_of(model: str, count: int) -> dict[str, Any]:
-    if takes_text(model):
-        return question(TEXT, count, stream=True)
-    return prompt(TEXT_IDS, count, streaming=True)
-
-
-@contextmanager
-def bystanders(server: Server, model: str) -> Iterator[None]:
-    """Four streams that run meanwhile and must give exactly what they always give."""
-    count = 60
-    with ExitStack() as stack:
-        streams = [stack.enter_context(Stream(server.grpc)) for _ in range(4)]
-        texts = [f"{TEXT} {i}" for i in range(4)]
-        for stream, text in zip(streams, texts, strict=True):
-            ids = tokenizer()(text)["input_ids"]
-            ensemble = takes_text(model)
-            fields = question(text, count) if ensemble else prompt(ids, count)
-            stream.send(model, fields | {"stream" if ensemble else "streaming": True})
-        early = [[stream.next()] for stream in streams]
-        yield
-        for stream, text, replies in zip(streams, texts, early, strict=True):
-            replies += stream.until_final()
-            ids = tokenizer()(text)["input_ids"]
-            expected = [ids[i % len(ids)] for i in range(count)]
-            assert {reply.error for reply in replies} == {""}
-            if takes_text(model):
-                assert joined_text(replies) == decode(expected)
-            else:
-                assert joined_ids(replies) == expected
-            assert stream.end() == []
-
-
-def leave_grpc(server: Server, model: str) -> Callable[[], None]:
-    stream = Stream(server.grpc)
-    stream.send(model, fields_of(model, LONG))
-    for _ in range(5):
-        assert not stream.next().error
-    return stream.cancel
-
-
-def leave_http(server: Server, model: str) -> Callable[[], None]:
-    events = generate_stream(server.http, model, fields_of(model, LONG))
-    assert len(list(itertools.islice(events, 5))) == 5
-    return events.close  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("model", "leave"),
-    [
-        ("paced", leave_grpc),
-        ("paced_ensemble", leave_grpc),
-        ("paced", leave_http),
-        ("paced_ensemble", leave_http),
-        ("paced_steps", leave_grpc),
-        ("paced_steps", leave_http),
-    ],
+from e2e_calls import TRANSPORTS, call
+from e2e_client import Stream, prompt, question
+from e2e_leaving import (
+    LEFT_TOKENS,
+    STAYED_TOKENS,
+    TEXT,
+    Books,
+    Cell,
+    bystanders,
+    own_fields,
+    time_until_ended,
+    wait_for_all,
+    wait_for_stage,
 )
-def test_a_client_that_leaves_frees_what_it_held(
-    scripted: Server, model: str, leave: Callable[[Server, str], Callable[[], None]]
-) -> None:
-    def cancelled() -> float:
-        name = "slipstream_requests_finished_total"
-        return gauge(scripted, name, "paced", reason="cancelled")
+from e2e_metrics import wait_for
+from e2e_recipes import LEFT
+from e2e_server import Server, ServerPool, tokenizer
 
-    before = cancelled()
-    with bystanders(scripted, model):
-        go = leave(scripted, model)
-        wait_for(lambda: gauge(scripted, "slipstream_running", "paced") == 5, 5, "all five run")
-        go()
-        wait_for(
-            lambda: gauge(scripted, "slipstream_running", "paced") <= 4, FREED_WITHIN_S, "it ends"
-        )
-        wait_for(lambda: cancelled() == before + 1, FREED_WITHIN_S, "it is counted")
-    wait_for(
-        lambda: (
-            gauge(scripted, "slipstream_running", "paced") == 0
-            and gauge(scripted, "slipstream_kv_tokens", "paced", state="used") == 0
-        ),
-        FREED_WITHIN_S,
-        "everything is free",
-    )
-    assert cancelled() == before + 1
+SEEN_WITHIN_S = 0.1
+TIMEOUT_MS = 300
+LONG = 3000
+FINISHED = "slipstream_requests_finished_total"
+TEXT_IDS = tokenizer()(TEXT)["input_ids"]
 
 
-@pytest.mark.parametrize("model", ["narrow", "narrow_ensemble", "narrow_steps"])
-def test_cancelled_in_the_queue(scripted: Server, model: str) -> None:
-    with Stream(scripted.grpc) as first:
-        first.send(model, fields_of(model, 100))
-        assert not first.next().error
-        second = Stream(scripted.grpc)
-        second.send(model, fields_of(model, LONG))
-        wait_for(lambda: gauge(scripted, "slipstream_waiting", "narrow") == 1, 5, "it waits")
-        # Through the steps nothing reaches a later one before the first token.
-        if model != "narrow_steps":
-            second.cancel()
-            wait_for(
-                lambda: gauge(scripted, "slipstream_waiting", "narrow") == 0,
-                FREED_WITHIN_S,
-                "it left the queue",
-            )
-            assert gauge(scripted, "slipstream_running", "narrow") == 1
-        first.until_final()
-        if model == "narrow_steps":
-            second.cancel()
-    wait_for(
-        lambda: gauge(scripted, "slipstream_running", "narrow") == 0, FREED_WITHIN_S, "both ended"
+@pytest.fixture
+def server(servers: ServerPool) -> Server:
+    return servers.get(LEFT)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_client_is_killed(server: Server, transport: str) -> None:
+    cell = Cell(transport, "decode", "core")
+    books = Books(server, cell.llm)
+    fields = json.dumps(own_fields(cell))
+    arguments = [transport, server.grpc, server.http, cell.model, fields]
+    with subprocess.Popen(
+        [sys.executable, e2e_calls.__file__, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as client:
+        try:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            assert client.stdout.readline() == "ready\n"
+            with bystanders(server, cell):
+                wait_for_all(books, cell)
+                client.stdin.write("go\n")
+                client.stdin.flush()
+                wait_for_stage(books, cell)
+                if cell.when_seen() == "at once":
+                    assert time_until_ended(server, cell.model, client.kill) < SEEN_WITHIN_S
+                else:
+                    client.kill()
+        finally:
+            client.kill()
+    reason = "cancelled" if cell.when_seen() == "at once" else "length"
+    wait_for(lambda: sum(books.ends().values()) == 2, 10, "both ended")
+    books.wait_for_rest()
+    assert books.ends() == ({"length": 2} if reason == "length" else {"length": 1, reason: 1})
+
+
+@pytest.mark.parametrize("entry", ["core", "fused"])
+def test_a_connection_is_reset(server: Server, entry: str) -> None:
+    cell = Cell("generate_stream", "decode", entry)
+    books = Books(server, cell.llm)
+    body = json.dumps(own_fields(cell)).encode()
+    host, port = server.http.split(":")
+    head = f"POST /v2/models/{cell.model}/generate_stream HTTP/1.1\r\nHost: {host}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with bystanders(server, cell), socket.create_connection((host, int(port))) as connection:
+        wait_for_all(books, cell)
+        connection.sendall(head.encode() + body)
+        wait_for_stage(books, cell)
+        # Closing a socket that does not linger sends RST in place of FIN.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert time_until_ended(server, cell.model, connection.close) < SEEN_WITHIN_S
+    books.wait_for_rest()
+    assert books.ends() == {"length": 1, "cancelled": 1}
+
+
+# Where the server tells nobody, or nobody yet, that the client has gone.
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("infer", "decode", "core"),
+        Cell("infer", "prefill", "steps"),
+        Cell("generate", "queued", "fused"),
+        Cell("generate", "decode", "steps"),
+        Cell("generate_stream", "queued", "core"),
+        Cell("grpc_unary", "decode", "steps"),
+        Cell("grpc_stream", "queued", "steps"),
+    ],
+    ids="-".join,
+)
+def test_a_deadline_ends_what_nobody_knows_to_be_abandoned(server: Server, cell: Cell) -> None:
+    assert cell.when_seen() in ("never", "first response")
+    books = Books(server, cell.llm)
+    with bystanders(server, cell):
+        wait_for_all(books, cell)
+        start = time.monotonic()
+        left = call(cell.transport, server, cell.model, own_fields(cell, timeout_ms=TIMEOUT_MS))
+        wait_for_stage(books, cell)
+        left.leave()
+        wait_for(lambda: books.moved(FINISHED, reason="deadline") == 1, 5, "its deadline")
+        took = time.monotonic() - start
+        assert TIMEOUT_MS / 1000 <= took < TIMEOUT_MS / 1000 + SEEN_WITHIN_S
+    books.wait_for_rest()
+    assert books.ends() == {"length": cell.bystanders, "deadline": 1}
+    assert (
+        books.moved("slipstream_generated_tokens_total")
+        < cell.bystanders * STAYED_TOKENS + LEFT_TOKENS
     )
 
 
