@@ -32,6 +32,7 @@ struct WorkerParameters {
   bool trust_remote_code = false;
   int32_t num_threads = 0;
   bool cuda_graphs = true;
+  bool deterministic = false;
   int64_t seed = 0;
   int32_t tokens_per_block = 32;
   int32_t max_seq_len = 0;  // 0 = the checkpoint's

@@ -37,6 +37,7 @@ nlohmann::json WorkerConfig(const LlmParameters& parameters) {
       {"trust_remote_code", worker.trust_remote_code},
       {"num_threads", worker.num_threads},
       {"cuda_graphs", worker.cuda_graphs},
+      {"deterministic", worker.deterministic},
       {"seed", worker.seed},
       {"tokens_per_block", worker.tokens_per_block},
       {"max_num_seqs", parameters.executor.max_num_seqs},

@@ -40,6 +40,8 @@ class LLM:
         model_impl: ``native``, ``transformers``, or ``auto``: native where it serves the model.
         load_format: ``auto``, ``safetensors``, or ``dummy``: random weights.
         cuda_graphs: replay decode steps on a GPU from graphs that are captured at start.
+        deterministic: on a CPU, tokens and log probabilities of a request are the same to the bit
+            whatever runs beside it, however its prompt is cut and however much of it is reused.
         policy: ``guaranteed_no_evict`` or ``max_utilization``.
         progress: called with (fraction, what) while the model loads.
 
@@ -66,6 +68,7 @@ class LLM:
         model_impl: str = "auto",
         load_format: str = "auto",
         cuda_graphs: bool = True,
+        deterministic: bool = False,
         trust_remote_code: bool = False,
         num_threads: int = 0,
         progress: Callable[[float, str], None] | None = None,
@@ -90,6 +93,7 @@ class LLM:
             "model_impl": model_impl,
             "load_format": load_format,
             "cuda_graphs": cuda_graphs,
+            "deterministic": deterministic,
             "trust_remote_code": trust_remote_code,
             "num_threads": num_threads,
         }

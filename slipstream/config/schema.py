@@ -70,6 +70,12 @@ class ModelSection(Section):
     cuda_graphs: bool = _option(
         True, "replay decode steps on a GPU from graphs captured at start", roles=LLM
     )
+    deterministic: bool = _option(
+        False,
+        "on a CPU: a request's tokens and log probabilities are the same to the bit, whatever runs "
+        "beside it",
+        roles=LLM,
+    )
     seed: int = _option(0, "of dummy weights", roles=LLM, ge=0, lt=1 << 63)
 
 

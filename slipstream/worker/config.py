@@ -43,6 +43,7 @@ class WorkerConfig(BaseModel):
     model_impl: Literal["auto", "native", "transformers"] = "auto"
     num_threads: int = Field(default=0, ge=0, le=4096)
     cuda_graphs: bool = True
+    deterministic: bool = False
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     revision: str | None = None
     token_table: bool = True  # in HELLO; an executor that restarts a worker has it already
