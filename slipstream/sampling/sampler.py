@@ -68,7 +68,7 @@ def sample_apart(
     """As :func:`sample`, every row to the bit as if it were the only one.
 
     A row that takes its largest logit and tells no log probability is not rounded at all. Others
-    are computed one by one: torch rounds exponentials and sums by their place in a tensor.
+    are computed one by one: of exponentials and sums of several rows torch promises nothing.
     """
     rounded = (state.temperature[slots] > 0.0) | (state.num_logprobs[slots] >= 0)
     if not rounded.any():

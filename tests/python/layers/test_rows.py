@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from slipstream.layers.mlp import Activation, MlpSpec, PlainMlp
 from slipstream.layers.norm import add_scaled_
 from slipstream.layers.rows import RowKernels, angles
 
@@ -160,13 +161,29 @@ def test_angles() -> None:
 
 
 def test_scaled_sums_are_rounded_alike_everywhere() -> None:
-    x, branch = rows_of(33, 7, torch.float32), rows_of(33, 7, torch.float32, 1)
-    whole = x.clone()
-    add_scaled_(whole, branch, 0.22, apart=True)
-    for i in range(33):
-        row = x[i].clone()
-        add_scaled_(row, branch[i], 0.22, apart=True)
-        assert torch.equal(row, whole[i])
+    """With bfloat16 in rows that fill no vectors, torch's own sums are not."""
+    x, branch = rows_of(64, 127, torch.bfloat16), rows_of(64, 127, torch.bfloat16, 1)
+
+    def joined(rows: slice) -> torch.Tensor:
+        out = x[rows].clone()
+        add_scaled_(out, branch[rows].clone(), 0.22, apart=True)
+        return out
+
+    lone = torch.cat([joined(slice(i, i + 1)) for i in range(64)])
+    assert torch.equal(joined(slice(0, 64)), lone)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_a_plain_block_of_an_odd_size(activation: Activation) -> None:
+    """Its activation runs over all rows in one go: torch's rounds by the place in it."""
+    torch.manual_seed(2)
+    block = PlainMlp(32, MlpSpec(127, activation, gated=False), torch.float32)
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight)
+    x = rows_of(64, 32, torch.float32)
+    block.up.rows = block.down.rows = RowKernels(1)
+    with torch.inference_mode():
+        assert_rows_are_their_own(block, x)
 
 
 def test_instructions_that_do_not_exist_are_refused() -> None:
