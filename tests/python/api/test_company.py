@@ -136,6 +136,12 @@ def test_requests_recall_their_own_words_and_no_others() -> None:
     assert right >= 40, "the model is to recall, or nothing could cross"
 
 
+def test_what_it_is_not_served_for_is_refused_at_start() -> None:
+    message = "deterministic is true: .* kv_cache_dtype is 'fp8'; set false"
+    with pytest.raises(RuntimeError, match=message):
+        LLM(demo_model_path(), device="cpu", deterministic=True, kv_cache_dtype="fp8")
+
+
 def worker_process() -> psutil.Process:
     """The worker started last."""
     children = psutil.Process().children()
