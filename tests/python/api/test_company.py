@@ -86,9 +86,7 @@ def cases(*fast: tuple[str, bool]) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "deterministic"), cases(("bfloat16", False), ("bfloat16", True))
-)
+@pytest.mark.parametrize(("dtype", "deterministic"), cases(("bfloat16", False), ("bfloat16", True)))
 def test_company_of_a_random_llama(llama: Path, dtype: str, deterministic: bool) -> None:
     check_company(llama, prompts_of_llama(), SHORT, dtype, deterministic)
 
@@ -115,6 +113,7 @@ def test_no_canary_crosses_to_another_request(llama: Path) -> None:
     assert [i for i in range(64) if before[i] != after[i]] == [17]
 
 
+@pytest.mark.slow
 def test_requests_recall_their_own_words_and_no_others() -> None:
     """In any mode: 48 requests together, each with words that no other has."""
     own = [NOUNS[i : i + 3] for i in range(0, 3 * 48, 3)]

@@ -160,7 +160,7 @@ def test_by_rows_no_cut_changes_a_bit(sinks: torch.Tensor | None, rows: RowKerne
     """Whole prompts, chunks of any size and single tokens, in blocks that lie elsewhere."""
     if rows is None:
         pytest.skip("PagedSdpa does not promise that")
-    lengths, scores = [1, 70, 33, 150], list(SCORES.values())
+    lengths, scores = [1, 33, 90], list(SCORES.values())
 
     def outputs(seed: int, most: int) -> list[torch.Tensor]:
         batch = Sequences(lengths, scores, 5, rows=rows)
@@ -173,7 +173,7 @@ def test_by_rows_no_cut_changes_a_bit(sinks: torch.Tensor | None, rows: RowKerne
         return batch.out
 
     whole = outputs(seed=0, most=1 << 30)
-    for seed, most in enumerate((1, 3, 16, 41)):
+    for seed, most in enumerate((1, 16, 41)):
         assert all(map(torch.equal, outputs(seed, most), whole))
 
 

@@ -22,7 +22,10 @@ from slipstream.worker.engine import ModelRunner
 from slipstream.worker.frames import SeqFlag
 
 DENSE = [case for case in CASES if case.name not in {Case(*values).name for values in MOE_CASES}]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [
+    pytest.param(torch.float32, id="float32", marks=pytest.mark.slow),
+    pytest.param(torch.bfloat16, id="bfloat16"),
+]
 
 
 def logits_in_company(driver: Driver, prompt: list[int], chunk: int) -> np.ndarray:
@@ -48,7 +51,7 @@ def logits_in_company(driver: Driver, prompt: list[int], chunk: int) -> np.ndarr
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", DENSE, ids=lambda case: case.name)
 def test_logits_are_the_same_in_any_company(case: Case, dtype: torch.dtype, tmp_path: Path) -> None:
     served = Served.of(case, tmp_path, dtype, deterministic=True)
