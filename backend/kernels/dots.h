@@ -45,6 +45,9 @@ inline void Dots(const float* const* x, const W* const* w, int64_t size, float* 
       }
     }
   }
+#if defined(__AVX512F__)
+  if constexpr (R == 4 && C == 4) return StoreSums(sums, out, out_stride);
+#endif
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8

@@ -60,6 +60,31 @@ inline float Sum(Lanes a) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
 
+// out[r * stride + c] = Sum(sums[r][c]), by the very additions of Sum, of sixteen at once.
+inline void StoreSums(const Lanes (&sums)[4][4], float* out, int64_t stride) {
+  const Lanes* all = sums[0];
+  __m512 halves[8], quarters[4], pairs[2];
+  for (int i = 0; i < 8; ++i) {  // of sums i and i + 8
+    const __m512 a = all[i].v, b = all[i + 8].v;
+    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < 4; ++i) {  // of i, i + 8, i + 4 and i + 12
+    const __m512 a = halves[i], b = halves[i + 4];
+    quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  for (int i = 0; i < 2; ++i) {  // in each quarter of i and i + 2
+    const __m512 a = quarters[i], b = quarters[i + 2];
+    pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  }
+  __m512 rows = _mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88),
+                              _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd));
+  rows = _mm512_shuffle_ps(rows, rows, 0xd8);  // columns 0, 2, 1, 3 in their order
+  _mm_storeu_ps(out, _mm512_castps512_ps128(rows));
+  _mm_storeu_ps(out + stride, _mm512_extractf32x4_ps(rows, 2));
+  _mm_storeu_ps(out + 2 * stride, _mm512_extractf32x4_ps(rows, 1));
+  _mm_storeu_ps(out + 3 * stride, _mm512_extractf32x4_ps(rows, 3));
+}
+
 #elif defined(__AVX2__)
 
 struct Lanes {
@@ -212,7 +237,20 @@ inline void StorePart(Bfloat16* p, Lanes a, int64_t count) {
   Store(values, a);
   for (int64_t l = 0; l < count; ++l) p[l] = Narrowed(values[l]);
 }
-inline void Store(Bfloat16* p, Lanes a) { StorePart(p, a, kLanes); }
+inline void Store(Bfloat16* p, Lanes a) {
+#if defined(__AVX512F__)
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  high = _mm512_mask_mov_epi32(high, nan, quiet);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, high));
+#else
+  StorePart(p, a, kLanes);
+#endif
+}
 
 // Calls `lanes(offset, count)` for every sixteen of `size` values, the last time for what is left.
 template <typename Function>
