@@ -126,6 +126,7 @@ std::vector<LlmRow> OwnRows() {
       {"num_threads", "", LlmInt(LLM(worker.num_threads), 0, 4096)},
       {"cuda_graphs", "", Bool<LlmParameters>(LLM(worker.cuda_graphs))},
       {"attention_backend", "", SetAttentionBackend},
+      {"deterministic", "", Bool<LlmParameters>(LLM(worker.deterministic))},
       {"seed", "", Int<LlmParameters>(LLM(worker.seed), 0, kMaxInt64)},
       {"tokens_per_block", "", LlmInt(LLM(worker.tokens_per_block), 1, 4096)},
       {"max_seq_len", "", LlmInt(LLM(worker.max_seq_len), 0)},

@@ -33,6 +33,7 @@ struct WorkerParameters {
   int32_t num_threads = 0;
   bool cuda_graphs = true;
   std::string attention_backend = "auto";
+  bool deterministic = false;
   int64_t seed = 0;
   int32_t tokens_per_block = 32;
   int32_t max_seq_len = 0;  // 0 = the checkpoint's

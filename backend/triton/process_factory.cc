@@ -38,6 +38,7 @@ nlohmann::json WorkerConfig(const LlmParameters& parameters) {
       {"num_threads", worker.num_threads},
       {"cuda_graphs", worker.cuda_graphs},
       {"attention_backend", worker.attention_backend},
+      {"deterministic", worker.deterministic},
       {"seed", worker.seed},
       {"tokens_per_block", worker.tokens_per_block},
       {"max_num_seqs", parameters.executor.max_num_seqs},

@@ -43,6 +43,8 @@ class LLM:
         attention_backend: ``triton``, Slipstream's kernels for GPUs; ``flashinfer``, FlashInfer's,
             which has to be installed; ``sdpa``, torch's; or ``auto``: triton where it serves the
             model, else sdpa.
+        deterministic: on a CPU, tokens and log probabilities of a request are the same to the bit
+            whatever runs beside it, however its prompt is cut and however much of it is reused.
         policy: ``guaranteed_no_evict`` or ``max_utilization``.
         progress: called with (fraction, what) while the model loads.
 
@@ -70,6 +72,7 @@ class LLM:
         load_format: str = "auto",
         cuda_graphs: bool = True,
         attention_backend: str = "auto",
+        deterministic: bool = False,
         trust_remote_code: bool = False,
         num_threads: int = 0,
         progress: Callable[[float, str], None] | None = None,
@@ -95,6 +98,7 @@ class LLM:
             "load_format": load_format,
             "cuda_graphs": cuda_graphs,
             "attention_backend": attention_backend,
+            "deterministic": deterministic,
             "trust_remote_code": trust_remote_code,
             "num_threads": num_threads,
         }

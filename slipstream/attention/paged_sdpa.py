@@ -22,7 +22,7 @@ from slipstream.attention.kv_cache import KvCache, pools_by_layer
 from slipstream.attention.kv_scale import KvScale
 from slipstream.attention.preparation import Preparation
 from slipstream.attention.softmax import attend
-from slipstream.attention.stored_kv import StoredKv
+from slipstream.attention.stored_kv import StoredKv, write_rows
 from slipstream.attention.tiles import TILE, MaskTemplates, Tile, tiles_of
 
 BlockTable = npt.NDArray[np.int32]  # [seqs, width]
@@ -112,7 +112,8 @@ class PagedSdpa:
             for cache, ids in zip(self.caches, fresh, strict=True):
                 cache.clear(self._tensor(ids))
         views = [self._view(batch, batch.block_tables[group], mask) for group, mask in self._views]
-        writes = [self._tensor(self._write_rows(batch, table)) for table in batch.block_tables]
+        tables = batch.block_tables
+        writes = [self._tensor(write_rows(self.shape, batch, table)) for table in tables]
         return PagedSdpaPlan(self, writes, views)
 
     def _view(self, batch: BatchLayout, block_table: BlockTable, mask: Mask) -> _View:
@@ -175,21 +176,6 @@ class PagedSdpa:
         head = np.arange(heads)[None, None, :, None]
         rows = (table.astype(np.int64)[None, :, None, :] * planes + plane) * heads + head
         return self._tensor(rows.reshape(-1))
-
-    def _write_rows(self, batch: BatchLayout, block_table: BlockTable) -> IntArray:
-        """Where each token's keys and values go: ``[tokens, planes * kv_heads]`` of StoredKv."""
-        shape = self.shape
-        sequence = np.repeat(np.arange(batch.num_tokens.size), batch.num_tokens)
-        within = np.arange(sequence.size) - np.repeat(
-            np.cumsum(batch.num_tokens) - batch.num_tokens, batch.num_tokens
-        )
-        positions = batch.first_position[sequence] + within
-        blocks = block_table[sequence, positions // shape.tokens_per_block].astype(np.int64)
-        stored = shape.planes * shape.num_kv_heads
-        heads = blocks[:, None] * stored + np.arange(stored)
-        rows: IntArray = heads * shape.tokens_per_block
-        rows += (positions % shape.tokens_per_block)[:, None]
-        return rows
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device)

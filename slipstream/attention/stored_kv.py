@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from slipstream.attention.kv_cache import bits_of
+from slipstream.attention.interface import BatchLayout, IntArray
+from slipstream.attention.kv_cache import KvShape, bits_of
 from slipstream.attention.kv_scale import FP8, KvScale, to_fp8
 
 
@@ -38,3 +41,19 @@ class StoredKv:
         one plane's; FP8 is widened and not yet multiplied by its scale."""
         blocks = self._blocks.index_select(0, rows)
         return blocks if self._divisor is None else blocks.view(FP8).to(self._dtype)
+
+
+def write_rows(shape: KvShape, batch: BatchLayout, block_table: npt.NDArray[np.int32]) -> IntArray:
+    """Where each token's keys and values go: ``[tokens, planes * kv_heads]`` of StoredKv.
+
+    block_table: of the cache, ``[seqs, width]``.
+    """
+    sequence = np.repeat(np.arange(batch.num_tokens.size), batch.num_tokens)
+    starts = np.cumsum(batch.num_tokens) - batch.num_tokens
+    positions = (batch.first_position - starts)[sequence] + np.arange(sequence.size)
+    blocks = block_table[sequence, positions // shape.tokens_per_block].astype(np.int64)
+    stored = shape.planes * shape.num_kv_heads
+    heads = blocks[:, None] * stored + np.arange(stored)
+    rows: IntArray = heads * shape.tokens_per_block
+    rows += (positions % shape.tokens_per_block)[:, None]
+    return rows

@@ -76,6 +76,12 @@ class ModelSection(Section):
         "auto: triton where it serves the model, else sdpa",
         roles=LLM,
     )
+    deterministic: bool = _option(
+        False,
+        "on a CPU: a request's tokens and log probabilities are the same to the bit, whatever runs "
+        "beside it",
+        roles=LLM,
+    )
     seed: int = _option(0, "of dummy weights", roles=LLM, ge=0, lt=1 << 63)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.layers.rows import RowKernels
+
 if TYPE_CHECKING:  # its compiler comes with torch for GPUs alone
     from slipstream.kernels.skinny_linear import SkinnyConfig
 
@@ -33,19 +35,25 @@ class FewRows:
 
 
 class Linear(nn.Linear):
-    """``x @ weight.T + bias``. ``few_rows``: set once it is known on which GPU this runs."""
+    """``x @ weight.T + bias``. ``few_rows``: set once it is known on which GPU this runs; ``rows``:
+    set if no row may depend on the others."""
 
     few_rows: FewRows | None = None
+    rows: RowKernels | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[rows, in]``. Returns ``[rows, out]``."""
+        if self.rows is not None:
+            return self.rows.linear(x, self.weight, self.bias)
         product = self._few_rows_product(x)
         return F.linear(x, self.weight, self.bias) if product is None else product
 
     def into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """``forward`` without a bias, into ``out`` ``[rows, out]``."""
         assert self.bias is None
-        if self._few_rows_product(x, out) is None:
+        if self.rows is not None:
+            self.rows.linear(x, self.weight, out=out)
+        elif self._few_rows_product(x, out) is None:
             torch.mm(x, self.weight.t(), out=out)
 
     def _few_rows_product(

@@ -54,7 +54,10 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden_size]``, as is the result."""
-        if has_kernels(x.device):
+        rows = self.gate_up.rows
+        if rows is not None:
+            inner = rows.gated(self.gate_up(x), self.gate_up.activation)
+        elif has_kernels(x.device):
             inner = self.gate_up.gated_by_kernels(x)
         else:
             gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -69,11 +72,15 @@ class PlainMlp(nn.Module):
     def __init__(self, hidden_size: int, spec: MlpSpec, dtype: torch.dtype) -> None:
         super().__init__()
         inner = spec.intermediate_size
+        self._name = spec.activation
         self._activation = ACTIVATIONS[spec.activation]
         self.up = Linear(hidden_size, inner, bias=spec.bias, dtype=dtype)
         self.down = Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden_size]``, as is the result."""
-        out: torch.Tensor = self.down(self._activation(self.up(x)))
+        inner = self.up(x)
+        rows = self.up.rows
+        inner = self._activation(inner) if rows is None else rows.activate_(inner, self._name)
+        out: torch.Tensor = self.down(inner)
         return out

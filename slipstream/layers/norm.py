@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.layers.device import has_kernels
+from slipstream.layers.rows import RowKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,11 @@ class NormSpec:
 class Norm(nn.Module):
     """One normalisation; ``shape`` is the weight's, its last entry the size normalised over.
 
-    A weight of two dimensions ``[heads, head_dim]`` scales every head by its own row.
+    A weight of two dimensions ``[heads, head_dim]`` scales every head by its own row. ``rows``: set
+    if no row may depend on the others.
     """
+
+    rows: RowKernels | None = None
 
     def __init__(self, spec: NormSpec, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
@@ -72,16 +76,28 @@ class Norm(nn.Module):
 
             return add_rms_norm(x, branch, self.weight, self._spec.eps, scale=scale)
         if branch is not None:
-            x.add_(branch, alpha=scale)
+            add_scaled_(x, branch, scale, apart=self.rows is not None)
         out: torch.Tensor = self(x)
         return out
 
     def _normalise(
         self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        if self.rows is not None:
+            subtract = self._spec.kind == "layer"
+            return self.rows.norm(x, weight, bias, self._spec.eps, subtract_mean=subtract)
         if self._spec.kind == "rms":
             return F.rms_norm(x, self._size, weight, self._spec.eps)
         return F.layer_norm(x, self._size, weight, bias, self._spec.eps)
+
+
+def add_scaled_(x: torch.Tensor, branch: torch.Tensor, scale: float, *, apart: bool) -> None:
+    """``x += scale * branch``. apart: the same for every entry, whatever its place in the tensor;
+    torch may otherwise round the product in some places and fuse it with the sum in others."""
+    if apart and scale != 1.0:
+        x.add_(branch * scale)
+    else:
+        x.add_(branch, alpha=scale)
 
 
 def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:

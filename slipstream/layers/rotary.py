@@ -12,6 +12,7 @@ from torch import nn
 
 from slipstream.layers.device import has_kernels
 from slipstream.layers.rope_scaling import RopeScaling
+from slipstream.layers.rows import angles
 
 RopeStyle = Literal["halves", "interleaved"]
 RopeTables = tuple[torch.Tensor, torch.Tensor]
@@ -36,9 +37,10 @@ def inverse_frequencies(spec: RopeSpec) -> torch.Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Tables for a batch of positions."""
+    """Tables for a batch of positions. ``by_rows``: set if none may depend on the others."""
 
     inverse_frequencies: torch.Tensor
+    by_rows = False
 
     def __init__(self, spec: RopeSpec, dtype: torch.dtype) -> None:
         super().__init__()
@@ -57,8 +59,12 @@ class RotaryEmbedding(nn.Module):
         if has_kernels(positions.device):
             return self._tables_by_kernel(positions)
         frequencies = self.inverse_frequencies
-        angles = positions.float()[:, None] * frequencies
-        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+        if self.by_rows:
+            cos, sin = angles(positions, frequencies)
+        else:
+            products = positions.float()[:, None] * frequencies
+            cos, sin = products.cos(), products.sin()
+        cos, sin = cos * self._factor, sin * self._factor
         pairs = (cos, cos), (-sin, sin)
         if self._style == "halves":
             cos, sin = (torch.cat(pair, -1) for pair in pairs)

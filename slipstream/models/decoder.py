@@ -12,8 +12,9 @@ from slipstream.attention.interface import AttentionPlan
 from slipstream.layers.linear import Linear
 from slipstream.layers.mlp import GatedMlp, MlpSpec, PlainMlp
 from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
-from slipstream.layers.norm import Norm
+from slipstream.layers.norm import Norm, add_scaled_
 from slipstream.layers.rotary import RopeSpec, RotaryEmbedding
+from slipstream.layers.rows import RowKernels
 from slipstream.models.attention import GroupedQueryAttention, LayerInputs
 from slipstream.models.latent_attention import LatentAttention
 from slipstream.models.spec import ArchSpec, TemperatureSpec
@@ -40,7 +41,10 @@ def _embedding(rows: int, size: int, dtype: torch.dtype) -> nn.Embedding:
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward block, joined to the residual as BlockSpec says."""
+    """Attention and feed-forward block, joined to the residual as BlockSpec says. ``rows``: as of
+    the Decoder."""
+
+    rows: RowKernels | None = None
 
     def __init__(self, spec: ArchSpec, index: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -77,11 +81,18 @@ class DecoderLayer(nn.Module):
     ) -> torch.Tensor:
         if isinstance(norm, Norm):
             return norm.after_adding(hidden, branch, self._scale)
-        return hidden if branch is None else hidden.add_(branch, alpha=self._scale)
+        if branch is not None:
+            add_scaled_(hidden, branch, self._scale, apart=self.rows is not None)
+        return hidden
 
 
 class Decoder(nn.Module):
-    """Token ids in, hidden states and logits out. KV lives outside, behind the attention plan."""
+    """Token ids in, hidden states and logits out. KV lives outside, behind the attention plan.
+
+    ``rows``: set if no token may depend on the others of a batch (``models/rows.py``).
+    """
+
+    rows: RowKernels | None = None
 
     def __init__(self, spec: ArchSpec, dtype: torch.dtype) -> None:
         """Allocates parameters on the current default device, uninitialised."""
@@ -134,7 +145,9 @@ class Decoder(nn.Module):
         for layer, index in zip(self.layers, self.positions.by_layer, strict=True):
             branch = layer(hidden, branch, inputs[index])
         assert branch is not None
-        return hidden.add_(branch, alpha=self.spec.block.residual_scale)
+        apart = self.rows is not None
+        add_scaled_(hidden, branch, self.spec.block.residual_scale, apart=apart)
+        return hidden
 
     @property
     def logits_dtype(self) -> torch.dtype:
@@ -155,10 +168,16 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and output matrix: ``[rows, hidden_size]`` to float32 ``[rows, vocab]``."""
-        logits = F.linear(self.norm(hidden), self.lm_head.weight).float()
+        hidden = self.norm(hidden)
+        if self.rows is None:
+            logits = F.linear(hidden, self.lm_head.weight).float()
+        else:
+            logits = self.rows.linear(hidden, self.lm_head.weight).float()
         if self.spec.logit_scale != 1.0:
             logits *= self.spec.logit_scale
         if cap := self.spec.logit_soft_cap:
+            if self.rows is not None:
+                return self.rows.soft_cap_(logits, cap)
             logits = logits.div_(cap).tanh_().mul_(cap)
         return logits
 
@@ -173,13 +192,13 @@ class PositionTables(nn.Module):
         distinct = list(dict.fromkeys(kinds))
         self.by_layer = [distinct.index(kind) for kind in kinds]
         self._kinds: list[tuple[RopeSpec | None, TemperatureSpec | None]] = distinct
-        self._ropes = {
+        self.ropes = {
             rope: RotaryEmbedding(rope, dtype) for rope, _ in distinct if rope is not None
         }
 
     def inputs(self, positions: torch.Tensor, plan: AttentionPlan) -> list[LayerInputs]:
         """positions: ``[tokens]``. Indexed by the entries of ``by_layer``."""
-        tables = {rope: embedding.tables(positions) for rope, embedding in self._ropes.items()}
+        tables = {rope: embedding.tables(positions) for rope, embedding in self.ropes.items()}
         return [
             LayerInputs(
                 plan,

@@ -192,6 +192,7 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
             f"{facts.name} does not fit: weights take {facts.parameters:,} x {dtype} = "
             f"{size(weights)}, {memory.device} has {size(memory.free)} free"
         )
+    _refuse_deterministic(config, facts, dtype, memory)
     kv_dtype = _kv_dtype(config, facts, dtype)
     max_seq_len = _max_seq_len(config, facts)
     groups, least, budget, source = _groups(
@@ -230,6 +231,19 @@ def _serving_dtype(asked: str, facts: CheckpointFacts, memory: Memory) -> str:
     if memory.device == "cpu" and facts.stored_dtype == "float16":
         return "float32"
     return facts.stored_dtype
+
+
+def _refuse_deterministic(
+    config: SlipstreamConfig, facts: CheckpointFacts, dtype: str, memory: Memory
+) -> None:
+    from slipstream.models.rows import row_obstacle  # costs torch
+
+    if not config.model.deterministic:
+        return
+    device = memory.device.split()[0]
+    obstacle = row_obstacle(facts.spec, dtype, device, config.kv_cache.kv_cache_dtype)
+    if obstacle is not None:
+        raise PlanError(f"deterministic is true: {obstacle}")
 
 
 def _kv_dtype(config: SlipstreamConfig, facts: CheckpointFacts, dtype: str) -> str:

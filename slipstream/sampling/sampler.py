@@ -62,6 +62,33 @@ def sample(logits: torch.Tensor, slots: IntArray, index: IntArray, state: Sampli
     return Sampled(tokens, finite, logprobs)
 
 
+def sample_apart(
+    logits: torch.Tensor, slots: IntArray, index: IntArray, state: SamplingSlots
+) -> Sampled:
+    """As :func:`sample`, every row to the bit as if it were the only one.
+
+    A row that takes its largest logit and tells no log probability is not rounded at all. Others
+    are computed one by one: of exponentials and sums of several rows torch promises nothing.
+    """
+    rounded = (state.temperature[slots] > 0.0) | (state.num_logprobs[slots] >= 0)
+    if not rounded.any():
+        return sample(logits, slots, index, state)
+    pieces: list[IntArray] = [np.array([row]) for row in np.flatnonzero(rounded)]
+    if not rounded.all():
+        pieces.append(np.flatnonzero(~rounded))
+    rows = np.concatenate(pieces)
+    parts = [sample(logits[torch.from_numpy(p)], slots[p], index[p], state) for p in pieces]
+    tokens = torch.empty(slots.size, dtype=torch.int64, device=logits.device)
+    tokens[torch.from_numpy(rows)] = torch.cat([part.tokens for part in parts])
+    finite, width = np.empty(slots.size, np.bool_), np.empty(slots.size, np.uint32)
+    finite[rows] = np.concatenate([part.finite for part in parts])
+    width[rows] = np.concatenate([part.logprobs.width for part in parts])
+    # Rows of no width come last among the pieces; the others are in order.
+    ids = np.concatenate([part.logprobs.ids for part in parts])
+    values = np.concatenate([part.logprobs.values for part in parts])
+    return Sampled(tokens, finite, Logprobs(width, ids, values))
+
+
 def _finite_rows(logits: torch.Tensor) -> npt.NDArray[np.bool_]:
     low, high = torch.aminmax(logits, dim=-1)  # both carry a NaN through
     finite: npt.NDArray[np.bool_] = (torch.isfinite(low) & torch.isfinite(high)).cpu().numpy()

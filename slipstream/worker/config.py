@@ -44,6 +44,7 @@ class WorkerConfig(BaseModel):
     num_threads: int = Field(default=0, ge=0, le=4096)
     cuda_graphs: bool = True
     attention_backend: Literal["auto", "triton", "flashinfer", "sdpa"] = "auto"
+    deterministic: bool = False
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     revision: str | None = None
     token_table: bool = True  # in HELLO; an executor that restarts a worker has it already

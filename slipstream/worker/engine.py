@@ -14,14 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slipstream.attention.interface import BatchLayout
+from slipstream.attention.interface import AttentionBackend, BatchLayout
 from slipstream.attention.kv_cache import KvCache
 from slipstream.attention.kv_scale import KvScale
+from slipstream.attention.paged_rows import PagedRows
 from slipstream.attention.paged_sdpa import PagedSdpa
+from slipstream.layers.rows import RowKernels
 from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup
 from slipstream.models.served import ServedModel
-from slipstream.sampling.sampler import Sampled, sample
+from slipstream.sampling.sampler import Sampled, sample, sample_apart
 from slipstream.worker.frames import TOKEN_FROM_SLOT, SeqFlag, SeqStatus, StepPlan, StepResult
 from slipstream.worker.slots import SlotTable
 
@@ -81,7 +83,8 @@ class ModelRunner:
     """A loaded model with its KV caches and slots: everything of a worker but the connection.
 
     ``caches``: one for each of ``groups``. ``kv_scales``: layer by layer, for FP8 caches alone.
-    ``expert_load`` counts from now on what each expert computes; None without experts.
+    ``expert_load`` counts from now on what each expert computes; None without experts. ``rows``:
+    for a decoder whose tokens must not depend on the others of a batch, else None.
     """
 
     def __init__(
@@ -93,11 +96,13 @@ class ModelRunner:
         max_num_seqs: int,
         max_seq_len: int,
         kv_scales: Sequence[KvScale] | None = None,
+        rows: RowKernels | None = None,
     ) -> None:
         self.decoder = decoder
         self.groups = tuple(groups)
         self.caches = tuple(caches)
         self.kv_scales = kv_scales
+        self.rows = rows
         self.max_seq_len = max_seq_len
         self.device = decoder.device
         self.expert_load = decoder.expert_load() if isinstance(decoder, Decoder) else None
@@ -110,9 +115,11 @@ class ModelRunner:
         )
 
     @cached_property
-    def _attention(self) -> PagedSdpa:
+    def _attention(self) -> AttentionBackend:
         spec = self.decoder.spec
         layers = [group.layers for group in self.groups]
+        if self.rows is not None:
+            return PagedRows(self.rows, self.caches, layers, spec.num_heads, spec.scores)
         return PagedSdpa(
             self.caches,
             layers,
@@ -197,7 +204,8 @@ class ModelRunner:
         index = known - self._slots.prompt_len[chosen]
         if rows.sampled_rows.size != logits.shape[0]:
             logits = logits[self._tensor(rows.sampled_rows)]
-        sampled = sample(logits, chosen, index, self._slots.sampling)
+        draw = sample if self.rows is None else sample_apart
+        sampled = draw(logits, chosen, index, self._slots.sampling)
         self._slots.last_token[self._tensor(chosen)] = sampled.tokens
         return sampled
 

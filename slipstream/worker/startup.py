@@ -15,10 +15,12 @@ import torch
 
 from slipstream.attention.kv_cache import KvCache, KvShape
 from slipstream.attention.kv_scale import KvScale
+from slipstream.layers.rows import RowKernels
 from slipstream.models.checkpoint import resolve_checkpoint
 from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup, Serving, kv_groups
 from slipstream.models.loader import Progress
+from slipstream.models.rows import make_rows_apart, row_obstacle
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.worker.attention_choice import (
@@ -67,7 +69,8 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
         progress=lambda fraction, what: progress(0.05 + 0.75 * fraction, what),
     )
     if device.type == "cpu":
-        torch.set_num_threads(config.num_threads or default_threads(decoder.weight_bytes))
+        # What is left to torch beside RowKernels is not worth threads that compete with theirs.
+        torch.set_num_threads(1 if config.deterministic else cpu_threads(config, decoder))
     precision = choose_kv_precision(config, decoder, None if dummy else path)
     if precision.note:
         progress(0.8, precision.note)
@@ -104,6 +107,7 @@ def make_runner(
     precision: of the caches; by default what the configuration means for a model without scales.
     """
     precision = precision or choose_kv_precision(config, decoder, None)
+    rows = row_kernels(config, decoder)
     kernels = choose_attention(config, decoder)
     progress(0.0, "allocating the KV cache")
     spec = decoder.spec
@@ -137,14 +141,47 @@ def make_runner(
             KvCache(shape, blocks, decoder.device)
             for shape, blocks in zip(shapes, pools, strict=True)
         ]
-        return _runner_for(
+        if kernels == "sdpa":
+            return ModelRunner(
+                decoder,
+                groups,
+                caches,
+                max_num_seqs=config.max_num_seqs,
+                max_seq_len=max_seq_len,
+                kv_scales=precision.scales,
+                rows=rows,
+            )
+        return _gpu_runner(
             config, decoder, groups, caches, precision.scales, max_seq_len, kernels, progress
         )
     except torch.OutOfMemoryError as error:
         raise ConfigError(_memory_message(decoder, shapes, pools, reserved)) from error
 
 
-def _runner_for(
+def cpu_threads(config: WorkerConfig, decoder: ServedModel) -> int:
+    """Threads of a worker on a CPU."""
+    return config.num_threads or default_threads(decoder.weight_bytes)
+
+
+def row_kernels(config: WorkerConfig, decoder: ServedModel) -> RowKernels | None:
+    """With ``deterministic`` makes the decoder compute every token by itself, and returns what it
+    does that with. Raises ConfigError for a model or a setting that it is not served for."""
+    if not config.deterministic:
+        return None
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    device = str(decoder.device)
+    obstacle = row_obstacle(decoder.spec, dtype, device, config.kv_cache_dtype)
+    if obstacle is None and config.attention_backend == "sdpa":
+        obstacle = "attention_backend is 'sdpa', whose sums depend on what runs together"
+    if obstacle is not None:
+        raise ConfigError(f"deterministic is true: {obstacle}; set false")
+    assert isinstance(decoder, Decoder)
+    kernels = RowKernels(cpu_threads(config, decoder))
+    make_rows_apart(decoder, kernels)
+    return kernels
+
+
+def _gpu_runner(
     config: WorkerConfig,
     decoder: ServedModel,
     groups: Sequence[KvGroup],
@@ -154,15 +191,6 @@ def _runner_for(
     kernels: AttentionChoice,
     progress: Progress,
 ) -> ModelRunner:
-    if kernels == "sdpa":
-        return ModelRunner(
-            decoder,
-            groups,
-            caches,
-            max_num_seqs=config.max_num_seqs,
-            max_seq_len=max_seq_len,
-            kv_scales=kv_scales,
-        )
     # These need a GPU's compiler.
     from slipstream.worker.graph_runner import GraphRunner
     from slipstream.worker.tuning import choose_kernels

@@ -61,7 +61,7 @@ def check_alike(
             parted.append((prompt + one[:same], {one[same], other[same]}))
     if not parted:
         return
-    best = SamplingParams(max_tokens=1, logprobs=8, ignore_eos=True)
+    best = SamplingParams(max_tokens=1, logprobs=64, ignore_eos=True)
     with load(dtype=dtype, enable_prefix_reuse=False) as llm:
         outputs = llm.generate([known for known, _ in parted], best)
     gaps = []

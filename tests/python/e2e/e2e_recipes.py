@@ -114,6 +114,18 @@ FAULTY = replace(
     variants=(Variant("mortal", {"max_restarts": 1}, at_start=False),),
 )
 
+DETERMINISTIC = Recipe(
+    key="deterministic",
+    overrides=_QUICK_STATISTICS
+    | {
+        "model": str(demo_model_path()),
+        "kv_cache_tokens": 16384,
+        "max_num_tokens": 100,
+        "deterministic": True,
+    },
+    models=("llm",),
+)
+
 # For tests that end the worker.
 MIXTURE = Recipe(
     key="mixture",

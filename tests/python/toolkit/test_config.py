@@ -15,7 +15,7 @@ from slipstream.config import ConfigError, all_options, load_config, role_parame
 # Renaming or removing an option breaks configurations that people have: change this list with care.
 OPTIONS = {
     "model": "model tokenizer revision dtype device load_format model_impl trust_remote_code "
-    "max_seq_len num_threads cuda_graphs attention_backend seed",
+    "max_seq_len num_threads cuda_graphs attention_backend deterministic seed",
     "scheduler": "max_num_seqs max_num_tokens scheduler_policy enable_chunked_prefill "
     "pipeline_depth max_queue_requests max_queue_tokens priority_ageing_ms max_logprobs "
     "wrap_out_of_vocab_ids",

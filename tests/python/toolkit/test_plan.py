@@ -100,6 +100,17 @@ def test_the_impossible_is_refused(
         make_plan(configure(**options), memory(free))
 
 
+def test_deterministic_is_refused_where_the_worker_would(configure: Configure) -> None:
+    def plan(device: str = "cpu", **options: Any) -> None:
+        make_plan(configure(deterministic=True, **options), Memory(device, 1 << 30))
+
+    plan()
+    with pytest.raises(PlanError, match="deterministic is true: .* the device is cuda:0"):
+        plan("cuda:0 (NVIDIA H200)")
+    with pytest.raises(PlanError, match="deterministic is true: .* kv_cache_dtype is 'fp8'"):
+        plan(kv_cache_dtype="fp8")
+
+
 def test_missing_gpu_is_refused(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(PlanError, match="device is 'cuda:3'; nvidia-smi lists 0 GPUs"):

@@ -81,7 +81,7 @@ class Case:
 
 
 def as_configured(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with what older releases of transformers have as constants taken from its config."""
+    """The model; what older releases of transformers have as constants is taken from its config."""
     for name in ("limit", "alpha"):
         if (value := getattr(model.config, f"swiglu_{name}", None)) is not None:
             for module in model.modules():

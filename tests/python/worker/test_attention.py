@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from slipstream.attention.interface import FULL, BatchLayout, Mask, ScoreSpec
+from slipstream.attention.interface import FULL, AttentionBackend, BatchLayout, Mask, ScoreSpec
 from slipstream.attention.kv_cache import KvCache, KvShape, bits_of
 from slipstream.attention.kv_scale import FP8, KvScale
+from slipstream.attention.paged_rows import PagedRows
 from slipstream.attention.paged_sdpa import PagedSdpa
 from slipstream.attention.tiles import TILE
+from slipstream.layers.rows import RowKernels
 
 HEADS, KV_HEADS, DIM, BLOCK = 4, 2, 8, 4
 E4M3_NAN = 0x7F
@@ -72,6 +74,7 @@ class Sequences:
         scores: list[ScoreSpec],
         seed: int,
         scales: list[KvScale] | None = None,
+        rows: RowKernels | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.random = np.random.default_rng(seed)
@@ -88,8 +91,10 @@ class Sequences:
         self.cache = KvCache(shape, blocks.size, torch.device("cpu"))
         bits_of(self.cache.pool).fill_(float("nan") if scales is None else E4M3_NAN)
         layers = [range(len(scores))]
-        self.attention = PagedSdpa(
-            [self.cache], layers, HEADS, scores, dtype=torch.float32, scales=scales
+        self.attention: AttentionBackend = (
+            PagedSdpa([self.cache], layers, HEADS, scores, dtype=torch.float32, scales=scales)
+            if rows is None
+            else PagedRows(rows, [self.cache], layers, HEADS, scores)
         )
 
     def step(self, counts: dict[int, int], sinks: torch.Tensor | None) -> None:
@@ -115,11 +120,20 @@ class Sequences:
                 torch.testing.assert_close(out[layer], expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.fixture(params=[None, "avx512", "avx2", "generic"], ids=lambda name: name or "sdpa")
+def rows(request: pytest.FixtureRequest) -> RowKernels | None:
+    """PagedSdpa, and PagedRows on each set of instructions."""
+    try:
+        return None if request.param is None else RowKernels(2, request.param)
+    except ValueError:
+        pytest.skip("this processor has not the instructions")
+
+
 @pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 2.0, 0.0])], ids=["", "sinks"])
 @pytest.mark.parametrize("name", SCORES)
-def test_random_batches(name: str, sinks: torch.Tensor | None) -> None:
+def test_random_batches(name: str, sinks: torch.Tensor | None, rows: RowKernels | None) -> None:
     """Chunks and single tokens mixed, sequences of very different lengths."""
-    batch = Sequences([1, 3, 20, 41, 90], [SCORES[name]], seed=len(name))
+    batch = Sequences([1, 3, 20, 41, 90], [SCORES[name]], seed=len(name), rows=rows)
     while unfinished := [i for i, q in enumerate(batch.qkv) if batch.done[i] < len(q)]:
         batch.random.shuffle(unfinished)
         counts = {}
@@ -132,13 +146,35 @@ def test_random_batches(name: str, sinks: torch.Tensor | None) -> None:
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_chunks_longer_than_a_tile(name: str) -> None:
-    batch = Sequences([2 * TILE + 60, TILE + 1], [SCORES[name]], seed=1)
+def test_chunks_longer_than_a_tile(name: str, rows: RowKernels | None) -> None:
+    batch = Sequences([2 * TILE + 60, TILE + 1], [SCORES[name]], seed=1, rows=rows)
     batch.step({0: 13, 1: TILE + 1}, None)
     batch.step({0: 2 * TILE + 40}, None)
     for _ in range(7):
         batch.step({0: 1}, None)
     batch.check(None)
+
+
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 2.0, 0.0])], ids=["", "sinks"])
+def test_by_rows_no_cut_changes_a_bit(sinks: torch.Tensor | None, rows: RowKernels | None) -> None:
+    """Whole prompts, chunks of any size and single tokens, in blocks that lie elsewhere."""
+    if rows is None:
+        pytest.skip("PagedSdpa does not promise that")
+    lengths, scores = [1, 33, 90], list(SCORES.values())
+
+    def outputs(seed: int, most: int) -> list[torch.Tensor]:
+        batch = Sequences(lengths, scores, 5, rows=rows)
+        batch.random = np.random.default_rng(seed)
+        batch.table = batch.random.permutation(batch.table.flatten()).reshape(batch.table.shape)
+        while unfinished := [i for i, q in enumerate(batch.qkv) if batch.done[i] < len(q)]:
+            batch.random.shuffle(unfinished)
+            left = {i: len(batch.qkv[i]) - batch.done[i] for i in unfinished}
+            batch.step({i: min(most, count) for i, count in left.items()}, sinks)
+        return batch.out
+
+    whole = outputs(seed=0, most=1 << 30)
+    for seed, most in enumerate((1, 16, 41)):
+        assert all(map(torch.equal, outputs(seed, most), whole))
 
 
 def test_layers_with_different_masks_share_a_plan() -> None:
@@ -151,9 +187,9 @@ def test_layers_with_different_masks_share_a_plan() -> None:
     batch.check(None)
 
 
-def test_what_a_mask_hides_is_not_read() -> None:
+def test_what_a_mask_hides_is_not_read(rows: RowKernels | None) -> None:
     """Blocks that no layer sees any more may hold anything, as they may belong to others."""
-    batch = Sequences([40], [SCORES["sliding"]], seed=3)
+    batch = Sequences([40], [SCORES["sliding"]], seed=3, rows=rows)
     batch.step({0: 30}, None)
     gone = torch.from_numpy(batch.table[0, : (31 - 7) // BLOCK].astype(np.int64))
     batch.cache.pool[:, gone] = float("nan")

@@ -46,6 +46,7 @@ def config_map(path: Path, **overrides: Any) -> dict[str, Any]:
         "model_impl": "auto",
         "num_threads": 0,
         "cuda_graphs": True,
+        "deterministic": False,
         "seed": 0,
         "revision": None,
         "rank": 0,

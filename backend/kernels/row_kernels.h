@@ -1,0 +1,107 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+namespace slipstream::kernels {
+
+// The parts of a decoder on a CPU, with one promise: **a row's result is a function of that row**.
+// How many rows there are, where among them it is, how work is cut into tasks and which thread does
+// them changes no bit. It holds by construction: every sum has one order, given by the row's own
+// sizes and positions, and what is computed for several rows at once are separate chains of the
+// same operations.
+
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+enum class Dtype : uint8_t { kFloat32, kBfloat16 };
+
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2 };
+
+// out[r, c] = sum over k of x[r, k] * weight[c, k], in float32, plus bias[c]. Strides are in
+// elements; rows of the weight are contiguous.
+struct LinearArgs {
+  const float* x;      // [rows, in], contiguous
+  const void* weight;  // [columns, in]
+  const void* bias;    // [columns] or null
+  void* out;           // [rows, columns], rows `out_stride` apart
+  int64_t rows, in, columns, out_stride;
+  Dtype dtype;  // of weight, bias and out
+};
+
+// Root mean square norm, or with `subtract_mean` layer norm; then times weight plus bias, each null
+// if there is none.
+struct NormArgs {
+  const void* x;  // [rows, size], rows `x_stride` apart
+  const void* weight;
+  const void* bias;
+  void* out;  // [rows, size], contiguous
+  int64_t size, x_stride;
+  float eps;
+  bool subtract_mean;
+  Dtype dtype;         // of x and out
+  Dtype weight_dtype;  // of weight and bias
+};
+
+// act(x), and if `gated` times the second half of the row.
+struct ActivationArgs {
+  const void* x;  // [rows, size or 2 * size], contiguous
+  void* out;      // [rows, size], contiguous; may be x unless gated
+  int64_t size;
+  Activation activation;
+  bool gated;
+  Dtype dtype;
+};
+
+enum class MaskKind : uint8_t { kFull, kSliding, kChunked };
+
+// Attention over a paged cache. A query at position p sees its own sequence from what the mask
+// says up to p; see slipstream/attention/interface.py.
+struct AttentionArgs {
+  const void* queries;            // [tokens, heads, dim], tokens `query_stride` apart
+  const void* pool;               // [blocks, 2, kv_heads, per_block, dim], keys before values
+  const int32_t* tables;          // [sequences, table_width] blocks
+  const int32_t* first_position;  // [sequences]
+  const int32_t* first_row;       // [sequences] rows of the batch
+  const float* sinks;             // [heads] or null
+  void* out;                      // [tokens, heads * dim]
+  int64_t query_stride, table_width, kv_heads, queries_per_kv, dim, per_block;
+  MaskKind mask;
+  int64_t mask_size;
+  float scale, soft_cap;  // 0: no cap
+  Dtype dtype;
+};
+
+// Queries `begin` to `end` of a sequence's rows in the batch, for one KV head.
+struct AttentionTask {
+  int64_t sequence, begin, end, kv_head;
+};
+
+// Floats that AttentionTask needs while it runs, for so many queries that see up to `positions`.
+int64_t AttentionScratch(const AttentionArgs& args, int64_t queries, int64_t positions);
+
+// The kernels for one set of instructions.
+struct RowKernels {
+  const char* name;
+  void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t column_begin,
+                 int64_t column_end);
+  void (*widen)(const Bfloat16* x, float* out, int64_t size);
+  void (*norm)(const NormArgs&, int64_t row_begin, int64_t row_end);
+  void (*activate)(const ActivationArgs&, int64_t row_begin, int64_t row_end);
+  void (*soft_cap)(float* x, int64_t size, float cap);  // x = cap * tanh(x / cap)
+  void (*attend)(const AttentionArgs&, const AttentionTask&, float* scratch);
+};
+
+extern const RowKernels kGenericKernels;
+#if defined(__x86_64__)
+extern const RowKernels kAvx2Kernels;
+extern const RowKernels kAvx512Kernels;
+#endif
+
+// The kernels by name ("generic", "avx2", "avx512"), or the best for this processor if it is empty;
+// null where the processor lacks the instructions or the name means nothing.
+const RowKernels* FindRowKernels(const char* name);
+
+}  // namespace slipstream::kernels

@@ -1,0 +1,12 @@
+// SPDX-FileCopyrightText: Slipstream contributors
+// SPDX-License-Identifier: Apache-2.0
+
+// The kernels for any processor; CMakeLists.txt has the compiler's options.
+
+#include "kernels/attention_rows.h"
+
+namespace slipstream::kernels {
+
+const RowKernels kGenericKernels = {"generic", Linear, Widen, Norm, Activate, SoftCap, Attend};
+
+}  // namespace slipstream::kernels
