@@ -6,6 +6,8 @@
 #include <cassert>
 #include <limits>
 
+#include "executor/admission.h"
+
 namespace slipstream {
 namespace {
 
@@ -46,6 +48,8 @@ Engine::Engine(const ExecutorConfig& config, const WorkerInfo& worker,
   limits_.max_seq_len = worker.max_seq_len;
   limits_.kv_capacity_tokens = CapacityTokens(worker);
   limits_.max_prompt_tokens = config.enable_chunked_prefill ? 0 : config.max_num_tokens;
+  limits_.max_queue_requests = config.max_queue_requests;
+  limits_.max_queue_tokens = config.max_queue_tokens;
   limits_.tokens_per_block = worker.tokens_per_block;
   limits_.max_logprobs = config.max_logprobs;
   limits_.has_token_table = token_table_ != nullptr;
@@ -62,18 +66,8 @@ Status Engine::Submit(RequestId id, Request request, TimeNs now) {
   const RequestSpec& spec = request.spec();
   const int32_t n = spec.num_return_sequences;
   const WaitingQueue& waiting = scheduler_.waiting();
-  Status refused;
-  if (config_.max_queue_requests > 0 && waiting.size() + n > config_.max_queue_requests) {
-    refused = Status::Unavailable("the queue is full: " + std::to_string(waiting.size()) +
-                                  " sequences wait, max_queue_requests is " +
-                                  std::to_string(config_.max_queue_requests));
-  }
-  const int64_t tokens = int64_t{n} * request.prompt_len();
-  if (config_.max_queue_tokens > 0 && waiting.tokens() + tokens > config_.max_queue_tokens) {
-    refused = Status::Unavailable("the queue is full: " + std::to_string(waiting.tokens()) +
-                                  " tokens wait, max_queue_tokens is " +
-                                  std::to_string(config_.max_queue_tokens));
-  }
+  const Status refused = CheckQueue(config_, {waiting.size(), waiting.tokens()},
+                                    {n, int64_t{n} * request.prompt_len()});
   if (!refused.ok()) {
     ++counters_.requests_rejected;
     return refused;

@@ -142,16 +142,10 @@ StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
     Inbox& in = *inbox_;
     if (in.closed) return in.closed_why;
-    const auto full = [&](int64_t have, const char* unit, const char* option, int64_t limit) {
+    const Status room = CheckQueue(config_, {in.waiting, in.waiting_tokens}, {n, tokens});
+    if (!room.ok()) {
       ++in.rejected;
-      return Status::Unavailable("the queue is full: " + std::to_string(have) + " " + unit +
-                                 " wait, " + option + " is " + std::to_string(limit));
-    };
-    if (config_.max_queue_requests > 0 && in.waiting + n > config_.max_queue_requests) {
-      return full(in.waiting, "sequences", "max_queue_requests", config_.max_queue_requests);
-    }
-    if (config_.max_queue_tokens > 0 && in.waiting_tokens + tokens > config_.max_queue_tokens) {
-      return full(in.waiting_tokens, "prompt tokens", "max_queue_tokens", config_.max_queue_tokens);
+      return room;
     }
     in.waiting += n;
     in.waiting_tokens += tokens;
@@ -159,6 +153,15 @@ StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
   }
   Wake();
   return RequestHandle{id};
+}
+
+Status Executor::CheckRoom(QueueLoad more) {
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  Inbox& in = *inbox_;
+  if (in.closed) return in.closed_why;
+  Status room = CheckQueue(config_, {in.waiting, in.waiting_tokens}, more);
+  if (!room.ok()) ++in.rejected;
+  return room;
 }
 
 void Executor::Cancel(RequestHandle handle) {

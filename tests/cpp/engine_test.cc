@@ -372,8 +372,46 @@ TEST_CASE("the queue is bounded in sequences and tokens") {
   REQUIRE(f.Submit(1, std::move(two)).ok());
   const Status refused = f.Submit(2, f.Spec(Iota(0, 3), 5));
   CHECK(refused.code() == StatusCode::kUnavailable);
-  CHECK(refused.message() == "the queue is full: 2 sequences wait, max_queue_requests is 2");
+  CHECK(refused.message() ==
+        "the queue is full: 2 sequences wait, 1 more would exceed max_queue_requests = 2");
   CHECK(f.Metrics().requests_rejected == 1);
+}
+
+TEST_CASE("the queue is bounded in prompt tokens, of every sequence") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_queue_tokens = 10;
+  EngineFixture f(config);
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 4), 5)).ok());
+  RequestSpec two = f.Spec(Iota(0, 3), 5);
+  two.num_return_sequences = 2;
+  REQUIRE(f.Submit(2, std::move(two)).ok());  // exactly full
+  const Status refused = f.Submit(3, f.Spec({1}, 5));
+  CHECK(refused.code() == StatusCode::kUnavailable);
+  CHECK(refused.message() ==
+        "the queue is full: 10 prompt tokens wait, 1 more would exceed max_queue_tokens = 10");
+  CHECK(f.Metrics().waiting_tokens == 10);
+  REQUIRE(f.Step());
+  CHECK(f.Metrics().waiting_tokens == 0);
+  CHECK(f.Submit(3, f.Spec({1}, 5)).ok());
+}
+
+TEST_CASE("what no queue could hold is the caller's mistake, not overload") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_queue_requests = 2;
+  config.max_queue_tokens = 8;
+  EngineFixture f(config);
+  RequestSpec three = f.Spec({1}, 5);
+  three.num_return_sequences = 3;
+  Status refused = f.Submit(1, std::move(three));
+  CHECK(refused.code() == StatusCode::kInvalidArgument);
+  CHECK(refused.message() == "num_return_sequences: 3 sequences exceed max_queue_requests = 2");
+  RequestSpec two = f.Spec(Iota(0, 5), 5);
+  two.num_return_sequences = 2;
+  refused = f.Submit(1, std::move(two));
+  CHECK(refused.code() == StatusCode::kInvalidArgument);
+  CHECK(refused.message() ==
+        "input_ids: 10 prompt tokens (of all num_return_sequences) exceed max_queue_tokens = 8");
+  CHECK(f.Submit(1, f.Spec(Iota(0, 8), 5)).ok());
 }
 
 TEST_CASE("priority classes go first; ageing lets every class progress") {

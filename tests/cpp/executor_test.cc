@@ -293,4 +293,20 @@ TEST_CASE("the queue bound holds at submission, whatever the executor's thread i
   REQUIRE(f.collector.WaitDone(20 - refused));
 }
 
+TEST_CASE("room is told before a submission, by the same bounds") {
+  ExecutorConfig config;
+  config.max_num_seqs = 1;
+  config.max_queue_requests = 2;
+  Fixture f(R"({"step_us": 50000})", config);
+  CHECK(f.executor->CheckRoom({2, 2}).ok());
+  int accepted = 0;
+  while (f.executor->Submit(f.Spec(accepted, 4)).ok()) ++accepted;
+  const Status full = f.executor->CheckRoom({1, 1});
+  CHECK(full.code() == StatusCode::kUnavailable);
+  CHECK(full.message() ==
+        "the queue is full: 2 sequences wait, 1 more would exceed max_queue_requests = 2");
+  CHECK(f.executor->Metrics().requests_rejected == 2);
+  REQUIRE(f.collector.WaitDone(accepted));
+}
+
 }  // namespace slipstream
