@@ -17,6 +17,12 @@ Status CheckBound(int64_t waiting, int64_t more, const char* unit, const char* o
 
 }  // namespace
 
+QueueLoad Displaceable(const ClassLoads& fresh, int32_t priority) {
+  QueueLoad sum;
+  for (auto c = static_cast<size_t>(priority) + 1; c < fresh.size(); ++c) sum = sum + fresh[c];
+  return sum;
+}
+
 Status CheckQueue(const ExecutorConfig& config, QueueLoad waiting, QueueLoad more) {
   if (Status s = CheckBound(waiting.sequences, more.sequences, "sequences", "max_queue_requests",
                             config.max_queue_requests);

@@ -65,12 +65,11 @@ Engine::~Engine() = default;
 Status Engine::Submit(RequestId id, Request request, TimeNs now) {
   const RequestSpec& spec = request.spec();
   const int32_t n = spec.num_return_sequences;
-  const WaitingQueue& waiting = scheduler_.waiting();
-  const Status refused = CheckQueue(config_, {waiting.size(), waiting.tokens()},
-                                    {n, int64_t{n} * request.prompt_len()});
-  if (!refused.ok()) {
+  const Status room =
+      MakeRoom({n, int64_t{n} * request.prompt_len()}, request.spec().priority, now);
+  if (!room.ok()) {
     ++counters_.requests_rejected;
-    return refused;
+    return room;
   }
   auto state = std::make_unique<RequestState>(RequestState{id, std::move(request), now, {}, n});
   const RequestSpec& s = state->request.spec();
@@ -92,6 +91,21 @@ Status Engine::Submit(RequestId id, Request request, TimeNs now) {
   counters_.input_tokens.Observe(state->request.prompt_len());
   ++counters_.requests_accepted;
   requests_.emplace(id, std::move(state));
+  return Status::Ok();
+}
+
+// In a full queue a request takes the places of those of worse classes.
+Status Engine::MakeRoom(QueueLoad more, int32_t priority, TimeNs now) {
+  const WaitingQueue& waiting = scheduler_.waiting();
+  const Status full = CheckQueue(config_, waiting.load(), more);
+  if (full.ok()) return full;
+  const std::vector<RequestState*> displaced = waiting.ToDisplace(config_, more, priority, now);
+  if (displaced.empty()) return full;
+  const Status why = Status::Unavailable(kDisplaced);
+  for (RequestState* request : displaced) {
+    ++counters_.requests_displaced;
+    Finish(request->id, FinishReason::kError, why, now);
+  }
   return Status::Ok();
 }
 
@@ -137,8 +151,7 @@ void Engine::ExpireDeadlines(TimeNs now) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const RequestId id = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
-    Finish(id, FinishReason::kDeadline,
-           Status::DeadlineExceeded("the request's deadline (timeout) passed"), now);
+    Finish(id, FinishReason::kDeadline, Status::DeadlineExceeded(kDeadlinePassed), now);
   }
 }
 
@@ -406,6 +419,7 @@ void Engine::FillMetrics(MetricsSnapshot* m) const {
   m->waiting = scheduler_.waiting().size();
   m->preempted = scheduler_.waiting().preempted();
   m->waiting_tokens = scheduler_.waiting().tokens();
+  m->waiting_fresh = scheduler_.waiting().fresh();
   m->step_in_flight = steps_in_flight();
   m->kv_blocks_total = kv.num_total();
   m->kv_blocks_used = kv.num_used();

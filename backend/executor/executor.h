@@ -63,7 +63,7 @@ class Executor {
 
   // Whether Submit() would find the queue too full for so much more, for a caller that has work to
   // do before it can submit. kUnavailable counts as a rejected request; ok promises nothing.
-  Status CheckRoom(QueueLoad more);
+  Status CheckRoom(QueueLoad more, int32_t priority);
 
   // Idempotent; unknown or finished handles are ignored. The request still gets its terminal event.
   void Cancel(RequestHandle handle);

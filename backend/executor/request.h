@@ -86,6 +86,8 @@ struct RequestSpec {
   std::shared_ptr<ClientContext> context;
 };
 
+inline constexpr char kDeadlinePassed[] = "the request's deadline (timeout) passed";
+
 // What the loaded model and the configuration allow; the numbers that error messages name.
 struct RequestLimits {
   int32_t vocab_size = 0;

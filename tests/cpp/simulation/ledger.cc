@@ -99,6 +99,11 @@ std::string Ledger::End(const Event& event, const Live& live, const Owed& owed, 
       return now >= live.spec.deadline ? "" : "its deadline is later";
     case FinishReason::kError:
       if (owed.losses > max_restarts_) return "";
+      // Its place in a full queue went to a better class; nothing was spent on it by then.
+      if (event.error.code() == StatusCode::kUnavailable && live.spec.priority > 0 &&
+          owed.received == 0) {
+        return "";
+      }
       return "it ended with the error: " + event.error.message();
     default:
       break;

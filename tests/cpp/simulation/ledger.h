@@ -21,7 +21,8 @@ using SequenceKey = std::pair<RequestId, int32_t>;
 // - its tokens are those of AnswerOf, in order, nothing repeated or lost; all of them unless
 //   something ended it early;
 // - it is cancelled only if it was, ends by its deadline only then and never later, and by an error
-//   only when it was in flight at more than max_restarts deaths without a token in between.
+//   only when it was in flight at more than max_restarts deaths without a token in between, or
+//   before it began, when its place in a full queue went to a better class.
 // Forgets what is done, so that its memory is that of the live requests.
 class Ledger {
  public:
