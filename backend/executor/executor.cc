@@ -91,9 +91,10 @@ struct Executor::Inbox {
     QueueLoad& own = fresh[static_cast<size_t>(request.spec().priority)];
     own = own + load;
   }
-  Status CheckRoom(const ExecutorConfig& config, QueueLoad more, int32_t priority) {
+  Status CheckRoom(const ExecutorConfig& config, QueueLoad more, int32_t priority,
+                   QueueLoad ahead) {
     if (closed) return closed_why;
-    const Status room = CheckQueue(config, waiting - Displaceable(fresh, priority), more);
+    const Status room = CheckQueue(config, ahead + waiting - Displaceable(fresh, priority), more);
     if (!room.ok()) ++rejected;
     return room;
   }
@@ -156,7 +157,7 @@ StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
     Inbox& in = *inbox_;
-    const Status room = in.CheckRoom(config_, {n, tokens}, request->spec().priority);
+    const Status room = in.CheckRoom(config_, {n, tokens}, request->spec().priority, {});
     if (!room.ok()) return room;
     in.Count(*request);
     in.contents.submissions.push_back({id, std::move(*request), Now()});
@@ -165,9 +166,9 @@ StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
   return RequestHandle{id};
 }
 
-Status Executor::CheckRoom(QueueLoad more, int32_t priority) {
+Status Executor::CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead) {
   std::lock_guard<std::mutex> lock(inbox_->mutex);
-  return inbox_->CheckRoom(config_, more, priority);
+  return inbox_->CheckRoom(config_, more, priority, ahead);
 }
 
 void Executor::Cancel(RequestHandle handle) {

@@ -162,8 +162,9 @@ StatusOr<std::shared_ptr<LlmService::Ticket>> LlmService::Expect() {
   return ticket;
 }
 
-Status LlmService::CheckRoom(int64_t sequences, int32_t priority) {
-  return executor_->CheckRoom({sequences, sequences}, priority);  // a token each at least
+Status LlmService::CheckRoom(int64_t sequences, int32_t priority, int64_t ahead) {
+  // Not tokenized yet: a token each at least.
+  return executor_->CheckRoom({sequences, sequences}, priority, {ahead, ahead});
 }
 
 void LlmService::Serve(LlmRequest request, const std::string& client_id,

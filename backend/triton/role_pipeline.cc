@@ -109,7 +109,7 @@ Status PipelineModel::Enqueue(RequestData&& data, TimeNs arrival,
   if (!standing.ok()) return standing.status();
   job.standing = *standing;
   const int32_t priority = job.standing.priority;
-  if (Status s = (*llm)->CheckRoom(queue_.rows_up_to(priority) + num_rows, priority); !s.ok()) {
+  if (Status s = (*llm)->CheckRoom(num_rows, priority, queue_.rows_up_to(priority)); !s.ok()) {
     return s;
   }
   auto rows = tokenizer_->Read(steps->tokenize);
