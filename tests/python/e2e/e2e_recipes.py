@@ -75,6 +75,7 @@ DRAINED = Recipe(
     key="drained",
     overrides=_QUICK_STATISTICS,
     scripted={"emit": "echo", "step_us": PACED_STEP_US},
+    variants=(Variant("late", scripted={"start_ms": 3000}, ensemble=False, at_start=False),),
 )
 
 # For tests that ask for more than there is.
