@@ -161,6 +161,7 @@ py::dict MetricsDict(const MetricsSnapshot& s) {
   SLIPSTREAM_FIELD(steps)
   SLIPSTREAM_FIELD(requests_accepted)
   SLIPSTREAM_FIELD(requests_rejected)
+  SLIPSTREAM_FIELD(requests_displaced)
   SLIPSTREAM_FIELD(prompt_tokens)
   SLIPSTREAM_FIELD(generated_tokens)
   SLIPSTREAM_FIELD(kv_hit_tokens)

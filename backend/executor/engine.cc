@@ -6,6 +6,8 @@
 #include <cassert>
 #include <limits>
 
+#include "executor/admission.h"
+
 namespace slipstream {
 namespace {
 
@@ -46,6 +48,8 @@ Engine::Engine(const ExecutorConfig& config, const WorkerInfo& worker,
   limits_.max_seq_len = worker.max_seq_len;
   limits_.kv_capacity_tokens = CapacityTokens(worker);
   limits_.max_prompt_tokens = config.enable_chunked_prefill ? 0 : config.max_num_tokens;
+  limits_.max_queue_requests = config.max_queue_requests;
+  limits_.max_queue_tokens = config.max_queue_tokens;
   limits_.tokens_per_block = worker.tokens_per_block;
   limits_.max_logprobs = config.max_logprobs;
   limits_.has_token_table = token_table_ != nullptr;
@@ -61,22 +65,11 @@ Engine::~Engine() = default;
 Status Engine::Submit(RequestId id, Request request, TimeNs now) {
   const RequestSpec& spec = request.spec();
   const int32_t n = spec.num_return_sequences;
-  const WaitingQueue& waiting = scheduler_.waiting();
-  Status refused;
-  if (config_.max_queue_requests > 0 && waiting.size() + n > config_.max_queue_requests) {
-    refused = Status::Unavailable("the queue is full: " + std::to_string(waiting.size()) +
-                                  " sequences wait, max_queue_requests is " +
-                                  std::to_string(config_.max_queue_requests));
-  }
-  const int64_t tokens = int64_t{n} * request.prompt_len();
-  if (config_.max_queue_tokens > 0 && waiting.tokens() + tokens > config_.max_queue_tokens) {
-    refused = Status::Unavailable("the queue is full: " + std::to_string(waiting.tokens()) +
-                                  " tokens wait, max_queue_tokens is " +
-                                  std::to_string(config_.max_queue_tokens));
-  }
-  if (!refused.ok()) {
+  const Status room =
+      MakeRoom({n, int64_t{n} * request.prompt_len()}, request.spec().priority, now);
+  if (!room.ok()) {
     ++counters_.requests_rejected;
-    return refused;
+    return room;
   }
   auto state =
       std::make_unique<RequestState>(RequestState{id, std::move(request), now, {}, n, 0, 0});
@@ -99,6 +92,21 @@ Status Engine::Submit(RequestId id, Request request, TimeNs now) {
   counters_.input_tokens.Observe(state->request.prompt_len());
   ++counters_.requests_accepted;
   requests_.emplace(id, std::move(state));
+  return Status::Ok();
+}
+
+// In a full queue a request takes the places of those of worse classes.
+Status Engine::MakeRoom(QueueLoad more, int32_t priority, TimeNs now) {
+  const WaitingQueue& waiting = scheduler_.waiting();
+  const Status full = CheckQueue(config_, waiting.load(), more);
+  if (full.ok()) return full;
+  const std::vector<RequestState*> displaced = waiting.ToDisplace(config_, more, priority, now);
+  if (displaced.empty()) return full;
+  const Status why = Status::Unavailable(kDisplaced);
+  for (RequestState* request : displaced) {
+    ++counters_.requests_displaced;
+    Finish(request->id, FinishReason::kError, why, now);
+  }
   return Status::Ok();
 }
 
@@ -144,8 +152,7 @@ void Engine::ExpireDeadlines(TimeNs now) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const RequestId id = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
-    Finish(id, FinishReason::kDeadline,
-           Status::DeadlineExceeded("the request's deadline (timeout) passed"), now);
+    Finish(id, FinishReason::kDeadline, Status::DeadlineExceeded(kDeadlinePassed), now);
   }
 }
 
@@ -413,6 +420,7 @@ void Engine::FillMetrics(MetricsSnapshot* m) const {
   m->waiting = scheduler_.waiting().size();
   m->preempted = scheduler_.waiting().preempted();
   m->waiting_tokens = scheduler_.waiting().tokens();
+  m->waiting_fresh = scheduler_.waiting().fresh();
   m->step_in_flight = steps_in_flight();
   m->kv_blocks_total = kv.num_total();
   m->kv_blocks_used = kv.num_used();

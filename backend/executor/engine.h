@@ -34,7 +34,8 @@ class Engine {
 
   const RequestLimits& limits() const { return limits_; }
 
-  // Admission control, then the queue. kUnavailable names the limit that is reached.
+  // Admission control, then the queue. kUnavailable names the limit that is reached. In a full
+  // queue requests of worse classes that have not begun end with kUnavailable instead.
   Status Submit(RequestId id, Request request, TimeNs now);
   // The terminal event of a request that was accepted elsewhere but cannot be queued after all.
   void Refuse(RequestId id, std::shared_ptr<ClientContext> context, const Status& why);
@@ -73,6 +74,7 @@ class Engine {
   std::string CheckIntegrity() const;
 
  private:
+  Status MakeRoom(QueueLoad more, int32_t priority, TimeNs now);
   struct StepRecord {
     uint64_t step_id = 0;
     std::vector<ScheduledEntry> entries;

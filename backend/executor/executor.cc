@@ -75,11 +75,27 @@ struct Executor::Inbox {
   Status closed_why;               // guarded by mutex
   bool drain = false;              // guarded by mutex
   TimeNs drain_deadline = kNever;  // guarded by mutex
-  int32_t waiting = 0;             // guarded by mutex: in the engine's queue or in `contents`
-  int64_t waiting_tokens = 0;      // guarded by mutex: likewise
+  QueueLoad waiting;               // guarded by mutex: in the engine's queue or in `contents`
+  ClassLoads fresh{};              // guarded by mutex: likewise; what better classes may displace
   uint64_t rejected = 0;           // guarded by mutex
   WorkerFailure failure;           // guarded by mutex
   MetricsSnapshot metrics;         // guarded by mutex
+
+  // These need the mutex.
+  void Count(const Request& request) {
+    const int64_t n = request.spec().num_return_sequences;
+    const QueueLoad load = {n, n * request.prompt_len()};
+    waiting = waiting + load;
+    QueueLoad& own = fresh[static_cast<size_t>(request.spec().priority)];
+    own = own + load;
+  }
+  Status CheckRoom(const ExecutorConfig& config, QueueLoad more, int32_t priority,
+                   QueueLoad ahead) {
+    if (closed) return closed_why;
+    const Status room = CheckQueue(config, ahead + waiting - Displaceable(fresh, priority), more);
+    if (!room.ok()) ++rejected;
+    return room;
+  }
 };
 
 Executor::Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink)
@@ -140,24 +156,18 @@ StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
     Inbox& in = *inbox_;
-    if (in.closed) return in.closed_why;
-    const auto full = [&](int64_t have, const char* unit, const char* option, int64_t limit) {
-      ++in.rejected;
-      return Status::Unavailable("the queue is full: " + std::to_string(have) + " " + unit +
-                                 " wait, " + option + " is " + std::to_string(limit));
-    };
-    if (config_.max_queue_requests > 0 && in.waiting + n > config_.max_queue_requests) {
-      return full(in.waiting, "sequences", "max_queue_requests", config_.max_queue_requests);
-    }
-    if (config_.max_queue_tokens > 0 && in.waiting_tokens + tokens > config_.max_queue_tokens) {
-      return full(in.waiting_tokens, "prompt tokens", "max_queue_tokens", config_.max_queue_tokens);
-    }
-    in.waiting += n;
-    in.waiting_tokens += tokens;
+    const Status room = in.CheckRoom(config_, {n, tokens}, request->spec().priority, {});
+    if (!room.ok()) return room;
+    in.Count(*request);
     in.contents.submissions.push_back({id, std::move(*request), Now()});
   }
   Wake();
   return RequestHandle{id};
+}
+
+Status Executor::CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead) {
+  std::lock_guard<std::mutex> lock(inbox_->mutex);
+  return inbox_->CheckRoom(config_, more, priority, ahead);
 }
 
 void Executor::Cancel(RequestHandle handle) {
@@ -311,13 +321,9 @@ void Executor::PublishMetrics() {
   engine_->FillMetrics(&snapshot);
   snapshot.expert_load = expert_load_;
   std::lock_guard<std::mutex> lock(inbox_->mutex);
-  inbox_->waiting = snapshot.waiting;
-  inbox_->waiting_tokens = snapshot.waiting_tokens;
-  for (const Inbox::Submission& s : inbox_->contents.submissions) {
-    inbox_->waiting += s.request.spec().num_return_sequences;
-    inbox_->waiting_tokens +=
-        int64_t{s.request.spec().num_return_sequences} * s.request.prompt_len();
-  }
+  inbox_->waiting = {snapshot.waiting, snapshot.waiting_tokens};
+  inbox_->fresh = snapshot.waiting_fresh;
+  for (const Inbox::Submission& s : inbox_->contents.submissions) inbox_->Count(s.request);
   inbox_->metrics = std::move(snapshot);
 }
 

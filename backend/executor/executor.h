@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "executor/admission.h"
 #include "executor/engine.h"
 #include "executor/event.h"
 #include "executor/executor_metrics.h"
@@ -54,6 +55,11 @@ class Executor {
   // full, draining or dead. Events may arrive before Submit returns: what identifies them is the
   // context (RequestSpec::context).
   StatusOr<RequestHandle> Submit(RequestSpec spec);
+
+  // Whether Submit() would find the queue too full for so much more, for a caller that has work to
+  // do before it can submit; `ahead` is on its way here, too. kUnavailable counts as a rejected
+  // request; ok promises nothing.
+  Status CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead = {});
 
   // Idempotent; unknown or finished handles are ignored. The request still gets its terminal event.
   void Cancel(RequestHandle handle);

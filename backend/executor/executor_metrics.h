@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "executor/admission.h"
 #include "executor/expert_load.h"
 
 namespace slipstream {
@@ -30,6 +31,7 @@ struct MetricsSnapshot {
   int32_t waiting = 0;    // queued sequences, preempted ones included
   int32_t preempted = 0;  // of the waiting ones, those that had been running
   int64_t waiting_tokens = 0;
+  ClassLoads waiting_fresh{};  // of the waiting ones, those that never ran, by priority class
   int32_t max_num_seqs = 0;
   int32_t scheduled = 0;         // sequences in the last step
   int32_t context_requests = 0;  // of those, still in their prompt
@@ -48,6 +50,7 @@ struct MetricsSnapshot {
   uint64_t steps = 0;
   uint64_t requests_accepted = 0;
   uint64_t requests_rejected = 0;      // by admission control
+  uint64_t requests_displaced = 0;     // accepted, then out of a full queue for a better class
   std::array<uint64_t, 7> finished{};  // by FinishReason, sequences
   uint64_t prompt_tokens = 0;
   uint64_t generated_tokens = 0;

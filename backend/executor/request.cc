@@ -129,6 +129,22 @@ void CheckLength(const RequestSpec& spec, const RequestLimits& limits, Checker* 
   }
 }
 
+// What could not wait even in an empty queue is refused for good, not as overload.
+void CheckQueueBounds(const RequestSpec& spec, const RequestLimits& limits, Checker* check) {
+  const int64_t sequences = spec.num_return_sequences;
+  const int64_t tokens = sequences * static_cast<int64_t>(spec.prompt.size());
+  if (limits.max_queue_requests > 0 && sequences > limits.max_queue_requests) {
+    check->Fail(
+        "num_return_sequences: " + std::to_string(sequences) +
+        " sequences exceed max_queue_requests = " + std::to_string(limits.max_queue_requests));
+  }
+  if (limits.max_queue_tokens > 0 && tokens > limits.max_queue_tokens) {
+    check->Fail("input_ids: " + std::to_string(tokens) +
+                " prompt tokens (of all num_return_sequences) exceed max_queue_tokens = " +
+                std::to_string(limits.max_queue_tokens));
+  }
+}
+
 void CheckOutputs(const RequestSpec& spec, const RequestLimits& limits, Checker* check) {
   check->Range("num_logprobs", spec.num_logprobs, -1, limits.max_logprobs);
   check->Range("num_logprobs", spec.num_logprobs, -1, limits.vocab_size);
@@ -185,6 +201,7 @@ StatusOr<Request> Request::Create(RequestSpec spec, const RequestLimits& limits)
   CheckStops(spec, limits, &check);
   CheckRetention(spec.retention, &check);
   CheckOutputs(spec, limits, &check);
+  CheckQueueBounds(spec, limits, &check);
   check.Range("runtime_top_p_reset_ids", spec.sampling.top_p_reset_id, -1, limits.vocab_size - 1);
   for (const auto& [id, bias] : spec.logit_bias) {
     check.Range("embedding_bias", id, 0, limits.vocab_size - 1);

@@ -86,12 +86,16 @@ struct RequestSpec {
   std::shared_ptr<ClientContext> context;
 };
 
+inline constexpr char kDeadlinePassed[] = "the request's deadline (timeout) passed";
+
 // What the loaded model and the configuration allow; the numbers that error messages name.
 struct RequestLimits {
   int32_t vocab_size = 0;
   int32_t max_seq_len = 0;         // prompt + generated tokens
   int64_t kv_capacity_tokens = 0;  // the full group's pool; a longer request can never run
   int32_t max_prompt_tokens = 0;   // without chunked prefill: the step's token budget; else 0
+  int32_t max_queue_requests = 0;  // sequences and prompt tokens that may wait: a request with more
+  int64_t max_queue_tokens = 0;    // than that can never be accepted; 0: unlimited
   int32_t tokens_per_block = 32;
   int32_t max_logprobs = 64;
   int32_t max_return_sequences = 64;

@@ -7,6 +7,16 @@
 #include <tuple>
 
 namespace slipstream {
+namespace {
+
+// No sequence of it has run, so that nothing was spent on it or sent to its client.
+bool IsFresh(const RequestState& request) {
+  return std::all_of(request.sequences.begin(), request.sequences.end(), [](const auto& s) {
+    return s->state == Sequence::State::kWaiting && !s->admitted_before;
+  });
+}
+
+}  // namespace
 
 void WaitingQueue::Push(Sequence* sequence) {
   const bool added = classes_[sequence->spec().priority].emplace(sequence->order, sequence).second;
@@ -15,6 +25,8 @@ void WaitingQueue::Push(Sequence* sequence) {
   ++size_;
   tokens_ += sequence->num_tokens();
   preempted_ += sequence->admitted_before ? 1 : 0;
+  QueueLoad& fresh = fresh_[sequence->spec().priority];
+  if (!sequence->admitted_before) fresh = fresh + QueueLoad{1, sequence->num_tokens()};
 }
 
 void WaitingQueue::Remove(Sequence* sequence) {
@@ -24,6 +36,8 @@ void WaitingQueue::Remove(Sequence* sequence) {
   --size_;
   tokens_ -= sequence->num_tokens();
   preempted_ -= sequence->admitted_before ? 1 : 0;
+  QueueLoad& fresh = fresh_[sequence->spec().priority];
+  if (!sequence->admitted_before) fresh = fresh - QueueLoad{1, sequence->num_tokens()};
 }
 
 bool WaitingQueue::Contains(const Sequence* sequence) const {
@@ -50,6 +64,24 @@ Sequence* WaitingQueue::Front(TimeNs now) const {
     }
   }
   return best;
+}
+
+std::vector<RequestState*> WaitingQueue::ToDisplace(const ExecutorConfig& config, QueueLoad more,
+                                                    int32_t priority, TimeNs now) const {
+  std::vector<RequestState*> found;
+  QueueLoad left = load();
+  for (int c = kClasses - 1; c > priority; --c) {
+    for (auto it = classes_[c].rbegin(); it != classes_[c].rend(); ++it) {
+      const Sequence& s = *it->second;
+      // Siblings follow each other: each request once, at its first sequence.
+      if (s.index != 0 || RankOf(s, now) <= priority || !IsFresh(*s.request)) continue;
+      found.push_back(s.request);
+      const auto n = static_cast<int64_t>(s.request->sequences.size());
+      left = left - QueueLoad{n, n * s.request->request.prompt_len()};
+      if (CheckQueue(config, left, more).ok()) return found;
+    }
+  }
+  return {};
 }
 
 Sequence* WaitingQueue::LeastSuspected(int32_t min_losses, TimeNs now) const {

@@ -5,7 +5,9 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <vector>
 
+#include "executor/admission.h"
 #include "executor/sequence.h"
 
 namespace slipstream {
@@ -15,7 +17,7 @@ namespace slipstream {
 // sequences keep their arrival order, and so are among the first to continue.
 class WaitingQueue {
  public:
-  static constexpr int kClasses = 10;
+  static constexpr int kClasses = kPriorityClasses;
 
   explicit WaitingQueue(int32_t ageing_ms) : ageing_ms_(ageing_ms) {}
 
@@ -29,6 +31,15 @@ class WaitingQueue {
   // their order; null: none.
   Sequence* LeastSuspected(int32_t min_losses, TimeNs now) const;
 
+  // Requests that have not begun and whose rank is worse than `priority`, worst class first, the
+  // youngest of it first, until `more` fits within the bounds once they are gone. Empty if it does
+  // not fit even so.
+  std::vector<RequestState*> ToDisplace(const ExecutorConfig& config, QueueLoad more,
+                                        int32_t priority, TimeNs now) const;
+
+  QueueLoad load() const { return {size_, tokens_}; }
+  // Of it, by class, the sequences that have never run.
+  const ClassLoads& fresh() const { return fresh_; }
   int32_t size() const { return size_; }
   int32_t preempted() const { return preempted_; }
   int64_t tokens() const { return tokens_; }
@@ -40,6 +51,7 @@ class WaitingQueue {
   int32_t size_ = 0;
   int32_t preempted_ = 0;
   int64_t tokens_ = 0;
+  ClassLoads fresh_{};
 };
 
 }  // namespace slipstream

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <set>
+#include <utility>
 
 namespace slipstream::triton {
 namespace {
@@ -20,6 +21,7 @@ struct Entry {
 struct Pipeline {
   std::string llm;
   const ModelConfig* config;
+  PipelineRegistration::Stop stop;
 };
 
 struct Table {
@@ -61,11 +63,12 @@ LlmRegistration::~LlmRegistration() {
                 entries.end());
 }
 
-PipelineRegistration::PipelineRegistration(const std::string& llm, const ModelConfig* config)
+PipelineRegistration::PipelineRegistration(const std::string& llm, const ModelConfig* config,
+                                           Stop stop)
     : config_(config) {
   Table& table = TheTable();
   const std::lock_guard<std::mutex> lock(table.mutex);
-  table.pipelines.push_back({llm, config});
+  table.pipelines.push_back({llm, config, std::move(stop)});
 }
 
 PipelineRegistration::~PipelineRegistration() {
@@ -113,6 +116,14 @@ bool IsCurrentLlm(const std::string& name, const LlmService* service) {
   const std::lock_guard<std::mutex> lock(table.mutex);
   const Entry* entry = table.Newest(name);
   return entry != nullptr && entry->address == service && table.loading.count(name) == 0;
+}
+
+void StopBeforeLlm(const std::string& llm, const std::string& id) {
+  Table& table = TheTable();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  for (const Pipeline& pipeline : table.pipelines) {
+    if (pipeline.llm == llm) pipeline.stop(id);
+  }
 }
 
 std::vector<ModelConfig> PipelinesOf(const std::string& llm) {

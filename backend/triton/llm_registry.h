@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,7 +29,10 @@ class LlmRegistration final {
 // The same for a model of role `pipeline` and the `llm` that it hands its requests to.
 class PipelineRegistration final {
  public:
-  PipelineRegistration(const std::string& llm, const ModelConfig* config);
+  // stop: ends the requests with this id that have not reached the `llm`; called on any thread,
+  // must not call back.
+  using Stop = std::function<void(const std::string& id)>;
+  PipelineRegistration(const std::string& llm, const ModelConfig* config, Stop stop);
   ~PipelineRegistration();
   PipelineRegistration(const PipelineRegistration&) = delete;
   PipelineRegistration& operator=(const PipelineRegistration&) = delete;
@@ -58,6 +62,9 @@ void WaitForLlm(const std::string& name, int start_ms);
 
 // Whether the server means this one by its name: no other was loaded since, none is being loaded.
 bool IsCurrentLlm(const std::string& name, const LlmService* service);
+
+// Tells every pipeline before this `llm`.
+void StopBeforeLlm(const std::string& llm, const std::string& id);
 
 // Copies, since they can be unloaded at any time.
 std::vector<ModelConfig> PipelinesOf(const std::string& llm);

@@ -53,15 +53,21 @@ LlmService::LlmService(std::string name, LlmParameters parameters)
 LlmService::~LlmService() { Stop(); }
 
 void LlmService::Stop() {
+  const TimeNs deadline =
+      static_cast<TimeNs>(MonotonicNs()) + TimeNs{parameters_.drain_timeout_ms} * 1'000'000;
+  {
+    std::unique_lock<std::mutex> lock(expected_mutex_);
+    if (stopping_) return;
+    stopping_ = true;
+    const auto due = std::chrono::steady_clock::time_point(std::chrono::nanoseconds(deadline));
+    expected_changed_.wait_until(lock, due, [this] { return expected_ == 0; });
+  }
   {
     const std::unique_lock<std::shared_mutex> lock(gate_);
-    if (closed_) return;
     closed_ = true;
   }
   watch_.reset();
   if (executor_ != nullptr) {
-    const TimeNs deadline =
-        static_cast<TimeNs>(MonotonicNs()) + TimeNs{parameters_.drain_timeout_ms} * 1'000'000;
     executor_->Shutdown(/*drain=*/true, deadline);
   }
   delivery_.Stop();  // after the last event, before the executor that it cancels requests of
@@ -140,6 +146,27 @@ Status LlmService::Ready() const {
   return Status::Unavailable("model " + name_ + " is " + HealthName(health));
 }
 
+LlmService::Ticket::~Ticket() {
+  {
+    const std::lock_guard<std::mutex> lock(service_->expected_mutex_);
+    --service_->expected_;
+  }
+  service_->expected_changed_.notify_all();
+}
+
+StatusOr<std::shared_ptr<LlmService::Ticket>> LlmService::Expect() {
+  auto ticket = std::make_shared<Ticket>(shared_from_this());
+  const std::lock_guard<std::mutex> lock(expected_mutex_);
+  ++expected_;  // the ticket takes it back in any case
+  if (stopping_) return Status::Unavailable("model " + name_ + " is shutting down");
+  return ticket;
+}
+
+Status LlmService::CheckRoom(int64_t sequences, int32_t priority, int64_t ahead) {
+  // Not tokenized yet: a token each at least.
+  return executor_->CheckRoom({sequences, sequences}, priority, {ahead, ahead});
+}
+
 void LlmService::Serve(LlmRequest request, const std::string& client_id,
                        std::unique_ptr<ResponseChannel> channel) {
   {
@@ -153,6 +180,7 @@ void LlmService::Serve(LlmRequest request, const std::string& client_id,
     }
   }
   if (request.stop) {
+    StopBeforeLlm(name_, client_id);  // what is still being tokenized
     channel->Send({}, true);
   } else {
     channel->SendError(Status::Unavailable("model " + name_ + " is shutting down"), true);
@@ -162,12 +190,14 @@ void LlmService::Serve(LlmRequest request, const std::string& client_id,
 void LlmService::Submit(LlmRequest request, std::unique_ptr<ResponseChannel> channel) {
   const auto stream = std::make_shared<LlmStream>(std::move(channel), std::move(request.plan));
   std::vector<RequestSpec>& rows = request.rows;
+  const bool stopped = request.stopped;
   Delivery& lane = delivery_.Add(stream);
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto row = static_cast<int32_t>(i);
     const auto handle = SubmitRow(stream, row, std::move(rows[i]));
     if (handle.ok()) {
       lane.SetHandle(stream, row, *handle);
+      if (stopped) executor_->Cancel(*handle);
     } else {
       lane.Fail(stream, row, handle.status());
     }

@@ -2,9 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <shared_mutex>
 #include <string>
+#include <utility>
 
 #include "executor/executor.h"
 #include "triton/delivery_lanes.h"
@@ -19,8 +22,21 @@ namespace slipstream::triton {
 // What serves one loaded model of role `llm`: its Executor and what delivers its events. The model
 // owns it and stops it; models of role `pipeline` hand it requests too, and may hold on to it
 // beyond its end.
-class LlmService final {
+class LlmService final : public std::enable_shared_from_this<LlmService> {
  public:
+  // A request that is being tokenized for this service, which stays open for it.
+  class Ticket final {
+   public:
+    explicit Ticket(std::shared_ptr<LlmService> service) : service_(std::move(service)) {}
+    ~Ticket();
+    Ticket(const Ticket&) = delete;
+    Ticket& operator=(const Ticket&) = delete;
+    const std::shared_ptr<LlmService>& service() const { return service_; }
+
+   private:
+    const std::shared_ptr<LlmService> service_;
+  };
+
   // Loads the model (blocking).
   static StatusOr<std::shared_ptr<LlmService>> Create(const ModelConfig& config);
   ~LlmService();  // Stop()
@@ -31,12 +47,19 @@ class LlmService final {
   Status Ready() const;
   const ReaderSettings& reader() const { return reader_; }
 
+  // For a request that needs time until it can be served. kUnavailable once Stop() was called.
+  StatusOr<std::shared_ptr<Ticket>> Expect();
+  // kUnavailable when so many more sequences of a class would find the queue full, with those that
+  // are `ahead` of them in it.
+  Status CheckRoom(int64_t sequences, int32_t priority, int64_t ahead);
+
   // Answers the request through `channel`, here or later. Any thread, at any time: after Stop() the
   // answer is UNAVAILABLE.
   void Serve(LlmRequest request, const std::string& client_id,
              std::unique_ptr<ResponseChannel> channel);
 
-  // Lets accepted requests finish, for at most drain_timeout_ms. Only the first call does anything.
+  // Lets accepted and expected requests finish, for at most drain_timeout_ms. Only the first call
+  // does anything.
   void Stop();
 
  private:
@@ -56,6 +79,11 @@ class LlmService final {
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<MetricsReporter> metrics_;
   std::unique_ptr<HealthWatch> watch_;
+
+  std::mutex expected_mutex_;
+  std::condition_variable expected_changed_;
+  int64_t expected_ = 0;   // guarded by expected_mutex_: tickets
+  bool stopping_ = false;  // guarded by expected_mutex_: no more of them
 
   // Held shared while a request is handed over, so that none slips in behind the last event.
   std::shared_mutex gate_;

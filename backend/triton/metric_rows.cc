@@ -95,6 +95,9 @@ void AddOwnCounters(std::vector<MetricRow>* rows) {
       VALUE(m.requests_accepted));
   add("slipstream_requests_rejected_total", "Requests refused by admission control", "", "",
       VALUE(m.requests_rejected));
+  add("slipstream_requests_displaced_total",
+      "Requests whose place in a full queue went to a better priority class", "", "",
+      VALUE(m.requests_displaced));
   static constexpr char kFinished[] = "slipstream_requests_finished_total";
   static constexpr char kFinishedHelp[] = "Finished sequences, by reason";
   for (const FinishReason reason :

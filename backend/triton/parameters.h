@@ -77,6 +77,8 @@ struct TokenizerParameters {
 struct TokenizeParameters {
   TokenizerParameters tokenizer;
   int32_t tokenizer_processes = 1;
+  int32_t max_queue_requests = 1024;             // prompts that wait to be tokenized; 0 = unlimited
+  int64_t max_queue_bytes = int64_t{256} << 20;  // of their requests' inputs; 0 = unlimited
   bool add_special_tokens = true;
   // Whether text that spells a special token becomes one; unset: in QUERY yes, in MESSAGES no.
   std::optional<bool> allow_special;

@@ -123,49 +123,66 @@ StatusOr<std::unique_ptr<PromptTokenizer>> PromptTokenizer::Create(
   return std::unique_ptr<PromptTokenizer>(new PromptTokenizer(parameters, std::move(pool).value()));
 }
 
-StatusOr<TokenizedRow> PromptTokenizer::Tokenize(const RequestData& request, int64_t row) {
+StatusOr<TextRow> PromptTokenizer::ReadRow(const RequestData& request, int64_t row) const {
   FieldReader in(request, row);
-  TokenizerRequest ask;
+  TextRow result;
+  TokenizerRequest& ask = result.ask;
   ReadText(&in, &ask);
   ask.add_special_tokens = add_special_tokens_;
   ask.allow_special = allow_special_;
-  std::vector<float> weights;
   ask.words[kStop] = WithoutEmpty(ReadWords(&in, "STOP_WORDS_DICT"));
   ask.words[kBad] = WithoutEmpty(ReadWords(&in, "BAD_WORDS_DICT"));
-  ask.words[kBias] = ReadBiasWords(&in, &weights);
-  TokenizedRow result;
+  ask.words[kBias] = ReadBiasWords(&in, &result.bias_weights);
   in.Set("REQUEST_OUTPUT_LEN", &result.output_len);
   const TokenizerInfo& info = pool_->info();
   result.end_id = in.Int32("END_ID");
   if (!result.end_id.has_value() && info.eos_id >= 0) result.end_id = info.eos_id;
   result.pad_id = in.Int32("PAD_ID").value_or(std::max(info.pad_id, 0));
   if (!in.status().ok()) return in.status();
+  return result;
+}
 
-  auto reply = pool_->Tokenize(ask);
+StatusOr<TokenizedRow> PromptTokenizer::TokenizeRow(const TextRow& row) const {
+  auto reply = pool_->Tokenize(row.ask);
   if (!reply.ok()) return reply.status();
   if (reply->ids.empty()) {
     return Status::InvalidArgument("QUERY (text_input): has no tokens; at least 1 is needed");
   }
+  TokenizedRow result;
+  result.output_len = row.output_len;
+  result.end_id = row.end_id;
+  result.pad_id = row.pad_id;
   result.ids = std::move(reply->ids);
   result.stop_words = std::move(reply->words[kStop]);
   result.bad_words = std::move(reply->words[kBad]);
   const auto& biased = reply->words[kBias];
-  for (size_t i = 0; i < std::min(biased.size(), weights.size()); ++i) {
+  for (size_t i = 0; i < std::min(biased.size(), row.bias_weights.size()); ++i) {
     for (const int32_t id : biased[i]) {
-      if (id >= 0 && id < info.vocab_size) result.bias.emplace_back(id, weights[i]);
+      if (id >= 0 && id < info().vocab_size) result.bias.emplace_back(id, row.bias_weights[i]);
     }
   }
   return result;
 }
 
-StatusOr<std::vector<TokenizedRow>> PromptTokenizer::TokenizeAll(const RequestData& request) {
-  std::vector<TokenizedRow> rows;
-  for (int64_t row = 0; row < request.batch(); ++row) {
-    auto tokenized = Tokenize(request, row);
-    if (!tokenized.ok()) return tokenized.status();
-    rows.push_back(std::move(tokenized).value());
+StatusOr<std::vector<TextRow>> PromptTokenizer::Read(const RequestData& request) const {
+  std::vector<TextRow> rows;
+  for (int64_t i = 0; i < request.batch(); ++i) {
+    auto row = ReadRow(request, i);
+    if (!row.ok()) return row.status();
+    rows.push_back(std::move(row).value());
   }
   return rows;
+}
+
+StatusOr<std::vector<TokenizedRow>> PromptTokenizer::Tokenize(
+    const std::vector<TextRow>& rows) const {
+  std::vector<TokenizedRow> result;
+  for (const TextRow& row : rows) {
+    auto tokenized = TokenizeRow(row);
+    if (!tokenized.ok()) return tokenized.status();
+    result.push_back(std::move(tokenized).value());
+  }
+  return result;
 }
 
 }  // namespace slipstream::triton

@@ -26,6 +26,15 @@ struct TokenizedRow {
   int32_t pad_id = 0;
 };
 
+// One row of a request as it is to be tokenized; a copy, which needs the request no longer.
+struct TextRow {
+  TokenizerRequest ask;
+  std::vector<float> bias_weights;  // of the words to bias
+  int32_t output_len = 0;
+  std::optional<int32_t> end_id;
+  int32_t pad_id = 0;
+};
+
 // Text or chat messages to token ids, through tokenizer processes, for the roles that take text.
 // Models of equal parameters share the processes. Thread-safe; a caller waits for its own answer.
 class PromptTokenizer {
@@ -36,14 +45,16 @@ class PromptTokenizer {
   const TokenizerInfo& info() const { return pool_->info(); }
 
   // `request` holds the inputs of role `tokenize`; the errors name them.
-  StatusOr<TokenizedRow> Tokenize(const RequestData& request, int64_t row);
-  StatusOr<std::vector<TokenizedRow>> TokenizeAll(const RequestData& request);
+  StatusOr<std::vector<TextRow>> Read(const RequestData& request) const;
+  StatusOr<std::vector<TokenizedRow>> Tokenize(const std::vector<TextRow>& rows) const;
 
  private:
   PromptTokenizer(const TokenizeParameters& parameters, std::shared_ptr<TokenizerPool> pool)
       : add_special_tokens_(parameters.add_special_tokens),
         allow_special_(parameters.allow_special),
         pool_(std::move(pool)) {}
+  StatusOr<TextRow> ReadRow(const RequestData& request, int64_t row) const;
+  StatusOr<TokenizedRow> TokenizeRow(const TextRow& row) const;
 
   const bool add_special_tokens_;
   const std::optional<bool> allow_special_;

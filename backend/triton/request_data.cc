@@ -56,6 +56,12 @@ StatusOr<RequestData> RequestData::Create(Fields fields, bool batched) {
   return RequestData(std::move(fields), std::max<int64_t>(batch, 1));
 }
 
+int64_t RequestData::num_bytes() const {
+  size_t bytes = 0;
+  for (const auto& tensor : fields_.inputs) bytes += tensor->data.size();
+  return static_cast<int64_t>(bytes);
+}
+
 const Tensor* RequestData::Find(std::string_view name) const {
   for (const auto& tensor : fields_.inputs) {
     if (tensor->name == name) return tensor->elements > 0 ? tensor.get() : nullptr;

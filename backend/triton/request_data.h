@@ -48,6 +48,7 @@ class RequestData {
   const std::map<std::string, std::string>& parameters() const { return fields_.parameters; }
   const std::vector<std::unique_ptr<Tensor>>& inputs() const { return fields_.inputs; }
   int64_t batch() const { return batch_; }
+  int64_t num_bytes() const;  // of all inputs
 
   // The tensor, or nullptr if it is absent or has no elements.
   const Tensor* Find(std::string_view name) const;

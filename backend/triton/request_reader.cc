@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "executor/admission.h"
 #include "executor/utf8.h"
 #include "executor/word_list.h"
 #include "triton/field_reader.h"
@@ -377,6 +378,21 @@ uint64_t HashCacheSalt(const std::string& salt) {
   const std::vector<int32_t> units(salt.begin(), salt.end());
   const BlockHash hash = ChainHash(RootHash(0), units.data(), static_cast<int32_t>(units.size()));
   return hash.lo == 0 ? 1 : hash.lo;
+}
+
+StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now) {
+  Standing standing = {kPriorityClasses - 1, 0};
+  for (int64_t row = 0; row < request.batch(); ++row) {
+    FieldReader in(request, row);
+    RequestSpec spec;
+    ReadPriority(request, &in, &spec);
+    ReadDeadline(request, now, &in, &spec);
+    if (!in.status().ok()) return in.status();
+    // One out of range is refused with the rest of the request.
+    standing.priority = std::min(standing.priority, std::max(spec.priority, 0));
+    standing.deadline = std::max(standing.deadline, spec.deadline);
+  }
+  return standing;
 }
 
 StatusOr<LlmRequest> ReadLlmRequest(const RequestData& request, const ReaderSettings& settings,

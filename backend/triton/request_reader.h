@@ -40,9 +40,18 @@ struct ReaderSettings {
 struct LlmRequest {
   // The request only stops others: all that carry its id. Nothing else of it was read.
   bool stop = false;
+  bool stopped = false;  // a stop request has named it before it got here
   ResponsePlan plan;
   std::vector<RequestSpec> rows;  // one per row of the batch; contexts are not set
 };
+
+// Where a request stands among others, before the rest of it is read: of its rows the best
+// priority, within 0 .. 9, and the latest deadline.
+struct Standing {
+  int32_t priority = 0;
+  TimeNs deadline = kNever;
+};
+StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now);
 
 // `now`: CLOCK_MONOTONIC, for deadlines. Ranges of sampling parameters and lengths are the
 // Executor's to check; this reads, maps and refuses.

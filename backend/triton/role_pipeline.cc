@@ -42,10 +42,22 @@ StatusOr<std::unique_ptr<PipelineModel>> PipelineModel::Create(ModelConfig confi
   if (!tokenizer.ok()) return tokenizer.status();
   // A server loads its models side by side, and this one is not ready before its `llm` is.
   WaitForLlm(parameters->llm_model_name, kLlmStartMs);
-  return std::unique_ptr<PipelineModel>(
-      new PipelineModel(std::move(config), std::move(parameters->llm_model_name),
-                        std::move(reader).value(), std::move(tokenizer).value()));
+  return std::unique_ptr<PipelineModel>(new PipelineModel(
+      std::move(config), *parameters, std::move(reader).value(), std::move(tokenizer).value()));
 }
+
+PipelineModel::PipelineModel(ModelConfig config, const PipelineParameters& parameters,
+                             ReaderSettings reader, std::unique_ptr<PromptTokenizer> tokenizer)
+    : Model(std::move(config)),
+      llm_name_(parameters.llm_model_name),
+      reader_(std::move(reader)),
+      tokenizer_(std::move(tokenizer)),
+      queue_(QueueOptions(this->config(), parameters, *tokenizer_,
+                          [this](TextJob* job, std::vector<TokenizedRow> rows) {
+                            return NamedForClient(Finish(job, std::move(rows)));
+                          })),
+      registration_(llm_name_, &this->config(),
+                    [this](const std::string& id) { queue_.Stop(id); }) {}
 
 StatusOr<std::shared_ptr<LlmService>> PipelineModel::Llm() const {
   auto llm = FindLlm(llm_name_);
@@ -74,28 +86,53 @@ Status PipelineModel::Handle(std::unique_ptr<ResponseStream>* stream) {
   if (!data.ok()) return data.status();
   if (data->cancelled()) return Status::Cancelled("the request was cancelled");
   if (Status s = CheckRequired(Role::kPipeline, *data); !s.ok()) return s;
-  return NamedForClient(Serve(std::move(data).value(), arrival, stream));
+  return NamedForClient(Enqueue(std::move(data).value(), arrival, stream));
 }
 
-Status PipelineModel::Serve(RequestData&& data, TimeNs arrival,
-                            std::unique_ptr<ResponseStream>* stream) {
-  // Nothing is worth tokenizing for a model that is not there. The one to serve is looked up
-  // afterwards, since tokenizing can take long enough for a reload.
-  if (const auto llm = Llm(); !llm.ok()) return llm.status();
+Status PipelineModel::Enqueue(RequestData&& data, TimeNs arrival,
+                              std::unique_ptr<ResponseStream>* stream) {
+  // Nothing is worth tokenizing for a model that is not there.
+  const auto llm = Llm();
+  if (!llm.ok()) return llm.status();
+  auto ticket = (*llm)->Expect();
+  if (!ticket.ok()) return ticket.status();
+  TextJob job;
+  job.keeps = std::move(ticket).value();
+  job.arrival = arrival;
+  job.bytes = data.num_bytes();
+  const int64_t num_rows = data.batch();
   auto steps = SplitRequest(std::move(data), config().batched);
   if (!steps.ok()) return steps.status();
   if (Status s = CheckGiven(Role::kTokenize, steps->tokenize); !s.ok()) return s;
   if (Status s = CheckGiven(Role::kLlm, steps->llm); !s.ok()) return s;
-  (*stream)->MarkComputeStart();
-  auto rows = tokenizer_->TokenizeAll(steps->tokenize);
+  auto standing = ReadStanding(steps->llm, arrival);
+  if (!standing.ok()) return standing.status();
+  job.standing = *standing;
+  const int32_t priority = job.standing.priority;
+  if (Status s = (*llm)->CheckRoom(num_rows, priority, queue_.rows_up_to(priority)); !s.ok()) {
+    return s;
+  }
+  auto rows = tokenizer_->Read(steps->tokenize);
   if (!rows.ok()) return rows.status();
-  const auto llm = Llm();
-  if (!llm.ok()) return llm.status();
-  auto request =
-      ReadPipelineRequest(steps->llm, std::move(rows).value(), ReaderFor(**llm), arrival);
+  job.rows = std::move(rows).value();
+  job.rest = std::move(steps->llm);
+  (*stream)->MarkComputeStart();
+  job.stream = std::move(*stream);
+  const Status status = queue_.Add(&job);
+  if (!status.ok()) *stream = std::move(job.stream);
+  return status;
+}
+
+Status PipelineModel::Finish(TextJob* job, std::vector<TokenizedRow> rows) const {
+  // Tokenizing can take long enough for a reload: the newest serves, or the one that was there when
+  // the request came, which waits for it.
+  auto llm = FindLlm(llm_name_);
+  if (llm == nullptr) llm = std::static_pointer_cast<LlmService::Ticket>(job->keeps)->service();
+  auto request = ReadPipelineRequest(*job->rest, std::move(rows), ReaderFor(*llm), job->arrival);
   if (!request.ok()) return request.status();
-  (*llm)->Serve(std::move(request).value(), steps->llm.id(),
-                std::make_unique<ClientChannel>(std::move(*stream)));
+  request->stopped = job->stopped;
+  llm->Serve(std::move(request).value(), job->rest->id(),
+             std::make_unique<ClientChannel>(std::move(job->stream)));
   return Status::Ok();
 }
 

@@ -5,18 +5,21 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "triton/llm_registry.h"
 #include "triton/llm_service.h"
 #include "triton/model.h"
 #include "triton/prompt_tokenizer.h"
 #include "triton/request_reader.h"
+#include "triton/text_queue.h"
 
 namespace slipstream::triton {
 
-// Role `pipeline`: a whole ensemble as one model. Tokenizes like role `tokenize`, on one of its
-// instances' threads, then hands the request to the model of role `llm` that its parameter
-// llm_model_name names, which answers the client itself.
+// Role `pipeline`: a whole ensemble as one model. Tokenizes like role `tokenize`, then hands the
+// request to the model of role `llm` that its parameter llm_model_name names, which answers the
+// client itself. What waits to be tokenized counts against that model's max_queue_requests, so that
+// a request finds out at once, and before any work, that the queue is full.
 //
 // The `llm` is looked up at each request: it may be loaded later than this model, and be unloaded
 // or reloaded while this one stays. Without it the answer is UNAVAILABLE.
@@ -30,21 +33,18 @@ class PipelineModel final : public Model {
   Status Handle(std::unique_ptr<ResponseStream>* stream) override;
 
  private:
-  PipelineModel(ModelConfig config, std::string llm_name, ReaderSettings reader,
-                std::unique_ptr<PromptTokenizer> tokenizer)
-      : Model(std::move(config)),
-        llm_name_(std::move(llm_name)),
-        reader_(std::move(reader)),
-        tokenizer_(std::move(tokenizer)),
-        registration_(llm_name_, &this->config()) {}
+  PipelineModel(ModelConfig config, const PipelineParameters& parameters, ReaderSettings reader,
+                std::unique_ptr<PromptTokenizer> tokenizer);
 
   StatusOr<std::shared_ptr<LlmService>> Llm() const;
-  Status Serve(RequestData&& data, TimeNs arrival, std::unique_ptr<ResponseStream>* stream);
+  Status Enqueue(RequestData&& data, TimeNs arrival, std::unique_ptr<ResponseStream>* stream);
+  Status Finish(TextJob* job, std::vector<TokenizedRow> rows) const;
   ReaderSettings ReaderFor(const LlmService& llm) const;
 
   const std::string llm_name_;
   const ReaderSettings reader_;  // the part that is this model's own
   const std::unique_ptr<PromptTokenizer> tokenizer_;
+  TextQueue queue_;  // its threads end before what they use goes
   const PipelineRegistration registration_;
 };
 

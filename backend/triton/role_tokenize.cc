@@ -104,11 +104,19 @@ StatusOr<std::unique_ptr<TokenizeModel>> TokenizeModel::Create(ModelConfig confi
   auto tokenizer = PromptTokenizer::Create(*parameters);
   if (!tokenizer.ok()) return tokenizer.status();
   return std::unique_ptr<TokenizeModel>(
-      new TokenizeModel(std::move(config), std::move(tokenizer).value()));
+      new TokenizeModel(std::move(config), *parameters, std::move(tokenizer).value()));
 }
 
+TokenizeModel::TokenizeModel(ModelConfig config, const TokenizeParameters& parameters,
+                             std::unique_ptr<PromptTokenizer> tokenizer)
+    : Model(std::move(config)),
+      tokenizer_(std::move(tokenizer)),
+      queue_(QueueOptions(
+          this->config(), parameters, *tokenizer_,
+          [this](TextJob* job, std::vector<TokenizedRow> rows) { return Finish(job, rows); })) {}
+
 Status TokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
-  const auto data = ReadTritonRequest((*stream)->request(), config().batched);
+  auto data = ReadTritonRequest((*stream)->request(), config().batched);
   if (!data.ok()) return data.status();
   if (data->cancelled()) return Status::Cancelled("the request was cancelled");
   if (Status s = CheckInputs(Role::kTokenize, *data); !s.ok()) return s;
@@ -116,11 +124,23 @@ Status TokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
   if (data->Find("REQUEST_OUTPUT_LEN") == nullptr) {
     return Status::InvalidArgument("REQUEST_OUTPUT_LEN (max_tokens): this input is required");
   }
-  (*stream)->MarkComputeStart();
-  const auto rows = tokenizer_->TokenizeAll(*data);
+  auto rows = tokenizer_->Read(*data);
   if (!rows.ok()) return rows.status();
+  (*stream)->MarkComputeStart();
+  TextJob job;
+  job.rows = std::move(rows).value();
+  job.bytes = data->num_bytes();
+  job.rest = std::move(data).value();
+  job.arrival = static_cast<TimeNs>(MonotonicNs());
+  job.stream = std::move(*stream);
+  const Status status = queue_.Add(&job);
+  if (!status.ok()) *stream = std::move(job.stream);
+  return status;
+}
+
+Status TokenizeModel::Finish(TextJob* job, const std::vector<TokenizedRow>& rows) const {
   const int32_t vocab_size = tokenizer_->info().vocab_size;
-  (*stream)->Send(BuildTokenizeOutputs(*data, *rows, vocab_size, config().batched), true);
+  job->stream->Send(BuildTokenizeOutputs(*job->rest, rows, vocab_size, config().batched), true);
   return Status::Ok();
 }
 

@@ -10,6 +10,7 @@
 #include "triton/model.h"
 #include "triton/prompt_tokenizer.h"
 #include "triton/request_data.h"
+#include "triton/text_queue.h"
 
 namespace slipstream::triton {
 
@@ -18,9 +19,9 @@ std::vector<OutputTensor> BuildTokenizeOutputs(const RequestData& request,
                                                const std::vector<TokenizedRow>& rows,
                                                int32_t vocab_size, bool batched);
 
-// Role `tokenize`: text or chat messages to token ids, through tokenizer processes. Each of
-// Triton's instances waits for its own answer: as many requests are tokenized at once as there are
-// instances and processes.
+// Role `tokenize`: text or chat messages to token ids, through tokenizer processes. As many
+// requests are tokenized at once as the configuration has instances, and there are processes; the
+// others wait in a queue of ours.
 class TokenizeModel final : public Model {
  public:
   static StatusOr<std::unique_ptr<TokenizeModel>> Create(ModelConfig config);
@@ -30,10 +31,12 @@ class TokenizeModel final : public Model {
   Status Handle(std::unique_ptr<ResponseStream>* stream) override;
 
  private:
-  TokenizeModel(ModelConfig config, std::unique_ptr<PromptTokenizer> tokenizer)
-      : Model(std::move(config)), tokenizer_(std::move(tokenizer)) {}
+  TokenizeModel(ModelConfig config, const TokenizeParameters& parameters,
+                std::unique_ptr<PromptTokenizer> tokenizer);
+  Status Finish(TextJob* job, const std::vector<TokenizedRow>& rows) const;
 
   const std::unique_ptr<PromptTokenizer> tokenizer_;
+  TextQueue queue_;  // last, so that its threads end first
 };
 
 }  // namespace slipstream::triton

@@ -27,6 +27,10 @@ std::vector<ParameterRow<Target>> TokenizeRows() {
   const auto none = [](const char* why) { return NoEffect<Target>(why); };
   rows.push_back({"tokenizer_processes", "",
                   Int<Target>(SLIPSTREAM_FIELD(Target, tokenizer_processes), 1, 64)});
+  rows.push_back({"max_queue_requests", "",
+                  Int<Target>(SLIPSTREAM_FIELD(Target, max_queue_requests), 0, kMaxInt32)});
+  rows.push_back({"max_queue_bytes", "",
+                  Int<Target>(SLIPSTREAM_FIELD(Target, max_queue_bytes), 0, kMaxInt64)});
   rows.push_back(
       {"add_special_tokens", "", Bool<Target>(SLIPSTREAM_FIELD(Target, add_special_tokens))});
   rows.push_back({"allow_special", "", Bool<Target>(SLIPSTREAM_FIELD(Target, allow_special))});

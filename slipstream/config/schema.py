@@ -98,10 +98,16 @@ class SchedulerSection(Section):
     )
     pipeline_depth: int = _option(2, "steps in flight", roles=LLM, ge=1, le=2)
     max_queue_requests: int = _option(
-        1024, "waiting sequences, more are rejected; 0: unlimited", roles=LLM, ge=0
+        1024, "waiting sequences, more are rejected; 0: unlimited", roles=(*LLM, *TOKENIZE), ge=0
     )
     max_queue_tokens: int = _option(
         0, "prompt tokens of the waiting sequences; 0: unlimited", roles=LLM, ge=0
+    )
+    max_queue_bytes: int = _option(
+        256 << 20,
+        "inputs of the requests that wait to be tokenized; 0: unlimited",
+        roles=TOKENIZE,
+        ge=0,
     )
     priority_ageing_ms: int = _option(
         5000, "waiting so long raises a request by one class; 0: never", roles=LLM, ge=0

@@ -141,7 +141,7 @@ def _parameters(naming: str, role: Role) -> dict[str, str]:
     if naming == "slipstream":
         keys: dict[str, str] = {key: key for key in role_parameters(SlipstreamConfig(), role)}
     else:
-        keys = PLACEHOLDERS[role] | (QUEUE_SIZE if role == "llm" else {})
+        keys = PLACEHOLDERS[role] | ({} if role == "detokenize" else QUEUE_SIZE)
     return {key: f"${{{placeholder}}}" for key, placeholder in keys.items()} | {"role": role}
 
 

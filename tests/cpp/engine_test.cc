@@ -406,8 +406,86 @@ TEST_CASE("the queue is bounded in sequences and tokens") {
   REQUIRE(f.Submit(1, std::move(two)).ok());
   const Status refused = f.Submit(2, f.Spec(Iota(0, 3), 5));
   CHECK(refused.code() == StatusCode::kUnavailable);
-  CHECK(refused.message() == "the queue is full: 2 sequences wait, max_queue_requests is 2");
+  CHECK(refused.message() ==
+        "the queue is full: 2 sequences wait, 1 more would exceed max_queue_requests = 2");
   CHECK(f.Metrics().requests_rejected == 1);
+}
+
+TEST_CASE("the queue is bounded in prompt tokens, of every sequence") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_queue_tokens = 10;
+  EngineFixture f(config);
+  REQUIRE(f.Submit(1, f.Spec(Iota(0, 4), 5)).ok());
+  RequestSpec two = f.Spec(Iota(0, 3), 5);
+  two.num_return_sequences = 2;
+  REQUIRE(f.Submit(2, std::move(two)).ok());  // exactly full
+  const Status refused = f.Submit(3, f.Spec({1}, 5));
+  CHECK(refused.code() == StatusCode::kUnavailable);
+  CHECK(refused.message() ==
+        "the queue is full: 10 prompt tokens wait, 1 more would exceed max_queue_tokens = 10");
+  CHECK(f.Metrics().waiting_tokens == 10);
+  REQUIRE(f.Step());
+  CHECK(f.Metrics().waiting_tokens == 0);
+  CHECK(f.Submit(3, f.Spec({1}, 5)).ok());
+}
+
+TEST_CASE("what no queue could hold is the caller's mistake, not overload") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_queue_requests = 2;
+  config.max_queue_tokens = 8;
+  EngineFixture f(config);
+  RequestSpec three = f.Spec({1}, 5);
+  three.num_return_sequences = 3;
+  Status refused = f.Submit(1, std::move(three));
+  CHECK(refused.code() == StatusCode::kInvalidArgument);
+  CHECK(refused.message() == "num_return_sequences: 3 sequences exceed max_queue_requests = 2");
+  RequestSpec two = f.Spec(Iota(0, 5), 5);
+  two.num_return_sequences = 2;
+  refused = f.Submit(1, std::move(two));
+  CHECK(refused.code() == StatusCode::kInvalidArgument);
+  CHECK(refused.message() ==
+        "input_ids: 10 prompt tokens (of all num_return_sequences) exceed max_queue_tokens = 8");
+  CHECK(f.Submit(1, f.Spec(Iota(0, 8), 5)).ok());
+}
+
+TEST_CASE("in a full queue the youngest of the worst class gives way, if it has not begun") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_num_seqs = 1;
+  config.max_queue_tokens = 8;
+  config.priority_ageing_ms = 10;
+  EngineFixture f(config);
+  const auto submit = [&](RequestId id, int32_t tokens, int32_t priority, int32_t n = 1) {
+    RequestSpec spec = f.Spec(Iota(0, tokens), 5);
+    spec.priority = priority;
+    spec.num_return_sequences = n;
+    return f.Submit(id, std::move(spec));
+  };
+  const auto ended = [&] {
+    std::vector<RequestId> ids;
+    for (const Event& event : f.engine.TakeEvents()) {
+      if (event.request_done) ids.push_back(event.request);
+    }
+    return ids;
+  };
+  REQUIRE(submit(1, 2, 9).ok());
+  REQUIRE(f.Step());  // runs, and gives way to nobody
+  ended();
+  REQUIRE(submit(2, 2, 5).ok());
+  REQUIRE(submit(3, 2, 9).ok());
+  REQUIRE(submit(4, 1, 9, 2).ok());
+  REQUIRE(submit(5, 2, 5).ok());
+  CHECK(submit(6, 1, 9).code() == StatusCode::kUnavailable);
+  REQUIRE(submit(7, 3, 4).ok());  // takes the places of 4 and 3
+  CHECK(ended() == std::vector<RequestId>{4, 3});
+  // 7 and 2 and 5 wait, 7 tokens of 8; only those of class 5 are worse than class 4.
+  CHECK(submit(8, 6, 4).code() == StatusCode::kUnavailable);
+  CHECK(ended().empty());          // nothing was displaced in vain
+  f.now += int64_t{20} * 1000000;  // 2 and 5 now rank 3
+  CHECK(submit(9, 2, 4).code() == StatusCode::kUnavailable);
+  CHECK(submit(10, 2, 0).ok());
+  CHECK(ended() == std::vector<RequestId>{5});
+  CHECK(f.Metrics().requests_displaced == 3);
+  CHECK(f.Metrics().waiting_tokens == 7);
 }
 
 TEST_CASE("priority classes go first; ageing lets every class progress") {

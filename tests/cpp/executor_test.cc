@@ -311,4 +311,56 @@ TEST_CASE("the queue bound holds at submission, whatever the executor's thread i
   REQUIRE(f.collector.WaitDone(20 - refused));
 }
 
+TEST_CASE("room is told before a submission, by the same bounds") {
+  ExecutorConfig config;
+  config.max_num_seqs = 1;
+  config.max_queue_requests = 2;
+  Fixture f(R"({"step_us": 50000})", config);
+  CHECK(f.executor->CheckRoom({2, 2}, 0).ok());
+  int accepted = 0;
+  while (f.executor->Submit(f.Spec(accepted, 4)).ok()) ++accepted;
+  const Status full = f.executor->CheckRoom({1, 1}, 0);
+  CHECK(full.code() == StatusCode::kUnavailable);
+  CHECK(full.message() ==
+        "the queue is full: 2 sequences wait, 1 more would exceed max_queue_requests = 2");
+  CHECK(f.executor->Metrics().requests_rejected == 2);
+  REQUIRE(f.collector.WaitDone(accepted));
+}
+
+TEST_CASE("a full queue of a worse class refuses its own class and takes a better one") {
+  ExecutorConfig config;
+  config.max_num_seqs = 1;
+  config.max_queue_requests = 2;
+  Fixture f(R"({"step_us": 20000})", config);
+  REQUIRE(f.executor->Submit(f.Spec(0, 10)).ok());
+  while (f.executor->Metrics().running == 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  const auto submit = [&](int ticket, int32_t priority) {
+    RequestSpec spec = f.Spec(ticket, 2);
+    spec.priority = priority;
+    return f.executor->Submit(std::move(spec)).status();
+  };
+  CHECK(submit(1, 9).ok());
+  CHECK(submit(2, 9).ok());
+  CHECK(submit(3, 9).code() == StatusCode::kUnavailable);
+  CHECK(f.executor->CheckRoom({1, 1}, 9).code() == StatusCode::kUnavailable);
+  CHECK(f.executor->CheckRoom({2, 2}, 8).ok());
+  CHECK(submit(4, 0).ok());
+  CHECK(submit(5, 0).ok());
+  CHECK(submit(6, 0).code() == StatusCode::kUnavailable);  // nothing worse is left
+  REQUIRE(f.collector.WaitDone(5));
+  CHECK(f.executor->Metrics().requests_displaced == 2);
+  for (const int ticket : {1, 2}) {
+    const auto stream = f.collector.Get(ticket);
+    CHECK(stream.ends == std::vector<FinishReason>{FinishReason::kError});
+    CHECK(stream.error.code() == StatusCode::kUnavailable);
+    CHECK(stream.error.message() ==
+          "the queue is full: this request's place went to one of a better priority class");
+  }
+  for (const int ticket : {0, 4, 5}) {
+    CHECK(f.collector.Get(ticket).ends == std::vector<FinishReason>{FinishReason::kLength});
+  }
+}
+
 }  // namespace slipstream

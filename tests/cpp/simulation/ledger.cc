@@ -228,6 +228,11 @@ std::string Ledger::EndByError(const Event& event, const Live& live, const Owed&
     return owed.received == live.most_tokens ? "" : "its logits were finite";
   }
   if (given_up_) return "";
+  // Its place in a full queue went to a better class; nothing was spent on it by then.
+  if (event.error.message().find("a better class") != std::string::npos) {
+    const bool idle = owed.received == 0 && live.spec.priority > 0;
+    return idle ? "" : "it was displaced, but had begun or is of the best class";
+  }
   if (only_deadly_kill_ && !live.deadly) return "a deadly request took it along";
   return IsBlamed(live) ? "" : "it ended with the error: " + event.error.message();
 }

@@ -27,7 +27,8 @@ using SequenceKey = std::pair<RequestId, int32_t>;
 //   what it has;
 // - it is cancelled only if it was, or at the end of a drain; ends by its deadline only then and
 //   never later; and by an error only with all others, when the Executor gives up, or where its
-//   logits are not finite, or when its request was in flight at more than max_restarts deaths
+//   logits are not finite, or before it began, when its place in a full queue went to a better
+//   class, or when its request was in flight at more than max_restarts deaths
 //   without a token in between; never, in that last case, when only deadly requests kill workers
 //   and it is none.
 // Forgets what is done, so that its memory is that of the live requests.

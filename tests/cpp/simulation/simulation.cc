@@ -21,6 +21,13 @@ std::shared_ptr<const TokenTable> LoadTable(const WorkerInfo& info) {
   return TokenTable::FromMsgpack(info.token_table).value();
 }
 
+bool CanWait(const RequestSpec& spec, const RequestLimits& limits) {
+  const int64_t tokens = spec.num_return_sequences * static_cast<int64_t>(spec.prompt.size());
+  return (limits.max_queue_requests == 0 ||
+          spec.num_return_sequences <= limits.max_queue_requests) &&
+         (limits.max_queue_tokens == 0 || tokens <= limits.max_queue_tokens);
+}
+
 }  // namespace
 
 Simulation::Simulation(const Workload& workload, Options options)
@@ -128,7 +135,8 @@ void Simulation::CheckRefusal(const RequestSpec& spec, const Status& status) {
   const int64_t total = static_cast<int64_t>(spec.prompt.size()) + spec.max_new_tokens;
   const bool fits = total <= limits.max_seq_len && total - 1 <= limits.kv_capacity_tokens &&
                     (limits.max_prompt_tokens == 0 ||
-                     static_cast<int32_t>(spec.prompt.size()) <= limits.max_prompt_tokens);
+                     static_cast<int32_t>(spec.prompt.size()) <= limits.max_prompt_tokens) &&
+                    CanWait(spec, limits);
   const StatusCode code = fits ? StatusCode::kUnavailable : StatusCode::kInvalidArgument;
   const bool bounded =
       workload_.config.max_queue_requests > 0 || workload_.config.max_queue_tokens > 0;

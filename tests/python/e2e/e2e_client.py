@@ -206,10 +206,19 @@ class Stream:
         self.send(model, fields, **options)
         return self.until_final()
 
+    def close_sending(self) -> None:
+        """No more requests; the server closes its side after the last response."""
+        self._requests.put(None)
+
+    def rest(self) -> Iterator[Reply]:
+        """What comes until the server closes its side."""
+        for response in self._call:
+            yield parse_response(response.infer_response, response.error_message)
+
     def end(self) -> list[Reply]:
         """Closes our side; what the server still sends, until it closes its own."""
-        self._requests.put(None)
-        return [parse_response(r.infer_response, r.error_message) for r in self._call]
+        self.close_sending()
+        return list(self.rest())
 
     def cancel(self) -> None:
         self._call.cancel()

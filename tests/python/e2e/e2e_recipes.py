@@ -91,6 +91,25 @@ DRAINED = Recipe(
     key="drained",
     overrides=_QUICK_STATISTICS,
     scripted={"emit": "echo", "step_us": PACED_STEP_US},
+    variants=(Variant("late", scripted={"start_ms": 3000}, ensemble=False, at_start=False),),
+)
+
+# For tests that ask for more than there is.
+OVERLOADED = Recipe(
+    key="overloaded",
+    overrides=_QUICK_STATISTICS | {"max_queue_requests": 16},
+    scripted={"emit": "echo", "step_us": 5000},
+    variants=(
+        # One runs, in chunks of 16 tokens; the others wait.
+        Variant(
+            "single",
+            {"max_num_seqs": 1, "max_num_tokens": 16, "enable_prefix_reuse": False},
+            {"step_us": PACED_STEP_US},
+        ),
+        Variant("bounded", {"max_num_seqs": 1, "max_queue_tokens": 40}, {"step_us": PACED_STEP_US}),
+        Variant("sluggish", {"max_num_seqs": 2}, {"step_us": 700_000}, ensemble=False),
+        Variant("yielding", {"max_num_seqs": 4, "scheduler_policy": "max_utilization"}),
+    ),
 )
 
 # Models that die at their fourth step and are not restarted.

@@ -193,7 +193,8 @@ def test_full_queue_rejects(scripted: Server, model: str) -> None:
         wait_for(lambda: waiting() == 1, 5, "the second waits")
         [refused] = ask(scripted.grpc, model, fields_of(model, 5, streaming=True))
         assert refused.final
-        assert "the queue is full: 1 sequences wait, max_queue_requests is 1" in refused.error
+        full = "the queue is full: 1 sequences wait, 1 more would exceed max_queue_requests = 1"
+        assert full in refused.error
         _, answer = generate(scripted.http, model, fields_of(model, 5))
         assert "the queue is full" in answer["error"]
         for stream, count in ((first, 60), (second, 5)):

@@ -64,6 +64,42 @@ def test_sigterm_drains(servers: ServerPool) -> None:
         assert server.process.wait() == 0
 
 
+def test_a_second_sigterm_changes_nothing(servers: ServerPool) -> None:
+    with servers.own(DRAINED) as server, Stream(server.grpc) as stream:
+        stream.send("llm", prompt(TEXT_IDS, COUNT, streaming=True))
+        replies = [stream.next()]
+        server.process.terminate()
+        wait_for(lambda: not server.process.is_ready(), 5, "the first one was seen")
+        server.process.terminate()
+        replies += stream.until_final()
+        assert {reply.error for reply in replies} == {""}
+        assert joined_ids(replies) == echo(COUNT)
+        assert stream.end() == []
+        assert server.process.wait() == 0
+
+
+def test_sigterm_while_a_model_loads(servers: ServerPool) -> None:
+    """The stream of another model finishes, the load ends, and the server with it."""
+    with (
+        servers.own(DRAINED) as server,
+        ThreadPoolExecutor(1) as pool,
+        Stream(server.grpc) as stream,
+    ):
+        stream.send("llm", prompt(TEXT_IDS, COUNT, streaming=True))
+        replies = [stream.next()]
+        loading = pool.submit(load, server.grpc, "late")
+        wait_for(lambda: server.state_of("late")[0] == "LOADING", 2, "it loads")
+        start = time.monotonic()
+        server.process.terminate()
+        replies += stream.until_final()
+        assert {reply.error for reply in replies} == {""}
+        assert joined_ids(replies) == echo(COUNT)
+        assert stream.end() == []
+        assert server.process.wait() == 0
+        assert time.monotonic() - start < 10
+        loading.exception(10)
+
+
 def test_draining_first_lets_streams_through_steps_finish(servers: ServerPool) -> None:
     """What Ctrl-C on `slipstream serve` does, since SIGTERM alone would cut them off."""
     with servers.own(DRAINED) as server, ExitStack() as stack:

@@ -44,6 +44,7 @@ COUNTERS = {
     "slipstream_steps_total": None,
     "slipstream_requests_accepted_total": None,
     "slipstream_requests_rejected_total": None,
+    "slipstream_requests_displaced_total": None,
     "slipstream_requests_finished_total": (
         "reason",
         {"stop", "stop_sequence", "length", "cancelled", "deadline", "error"},

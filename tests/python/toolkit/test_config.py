@@ -17,7 +17,8 @@ OPTIONS = {
     "model": "model tokenizer revision dtype device load_format model_impl trust_remote_code "
     "max_seq_len num_threads cuda_graphs attention_backend deterministic seed",
     "scheduler": "max_num_seqs max_num_tokens scheduler_policy enable_chunked_prefill "
-    "pipeline_depth max_queue_requests max_queue_tokens priority_ageing_ms max_logprobs "
+    "pipeline_depth max_queue_requests max_queue_tokens max_queue_bytes priority_ageing_ms "
+    "max_logprobs "
     "wrap_out_of_vocab_ids",
     "kv_cache": "tokens_per_block kv_cache_dtype kv_cache_tokens kv_cache_bytes kv_cache_fraction "
     "enable_prefix_reuse enable_partial_reuse",
