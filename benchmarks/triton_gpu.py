@@ -10,9 +10,10 @@ tokens, ``--new`` new ones, streamed, no reuse of prefixes, random weights. Toke
 counted in a window after a warm-up, by the Executor. In this process the client is one thread on
 the Executor's events. Paths through tritonserver: `llm` with token ids, and `ensemble` with text.
 
-Beside them one more client sends probes, one after the other: the time to their first token as this
-client sees it, less what the Executor's own times of the same request say, is what the way through
-tritonserver, there and back, adds to the time to a first token. The number of probes is printed.
+Beside them, in this process as well, one more client sends probes of one token, one after the
+other: their times to the first token are printed, and of those through tritonserver what is added
+to the Executor's own times of the same requests. Clients that begin together end together: the
+largest times are those of a probe behind as many new prompts as there are clients.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ from slipstream.server import (
 )
 
 MAX_NUM_SEQS = 257  # with the probe
+CLIENT, PROBE = 1, 2
+PROBE_PROMPT = list(range(300, 332))
 WORKER = {
     "load_format": "dummy",
     "device": "cuda",
@@ -66,9 +69,18 @@ class Run:
     path: str
     streams: int
     tokens_per_s: float
-    added_p50_ms: float = 0.0
-    added_p99_ms: float = 0.0
-    probes: int = 0
+    first_token_ms: list[float]  # of the probes, as their client sees it
+    added_ms: list[float]  # what of it is not the Executor's
+
+    def __str__(self) -> str:
+        first, added = (
+            "/".join(f"{np.percentile(times, q):.2f}" for q in (50, 99)) if times else "-"
+            for times in (self.first_token_ms, self.added_ms)
+        )
+        return (
+            f"{self.path:10} {self.streams:4d} streams: {self.tokens_per_s:9,.0f} tokens/s, first "
+            f"token p50/p99 {first} ms, added {added} ms, {len(self.first_token_ms)} probes"
+        )
 
 
 def make_checkpoint(folder: Path, values: dict[str, Any]) -> None:
@@ -102,7 +114,16 @@ class InProcess:
         fields = SamplingParams(max_tokens=new, ignore_eos=True).request_fields([])
 
         def submit() -> None:
-            self._executor.submit(1, prompt=prompt, streaming=True, return_text=True, **fields)
+            self._executor.submit(CLIENT, prompt=prompt, streaming=True, return_text=True, **fields)
+
+        one = SamplingParams(max_tokens=1, ignore_eos=True).request_fields([])
+        first_token_ms: list[float] = []
+        sent = 0.0
+
+        def probe() -> None:
+            nonlocal sent
+            sent = time.monotonic()
+            self._executor.submit(PROBE, prompt=PROBE_PROMPT, return_text=True, **one)
 
         for _ in range(streams):
             submit()
@@ -114,15 +135,25 @@ class InProcess:
             now = time.monotonic()
             if now >= begin + len(at) * seconds and len(at) < 2:
                 at.append((float(self._executor.metrics()["generated_tokens"]), now))
+                if len(at) == 1:
+                    probe()
+                    running += 1
             for event in events:
                 if not event["request_done"]:
                     continue
                 assert event["reason"] == "length", event
-                if len(at) < 2:
+                if event["ticket"] == PROBE:
+                    first_token_ms.append((time.monotonic() - sent) * 1e3)
+                    if len(at) < 2:
+                        probe()
+                    else:
+                        running -= 1
+                elif len(at) < 2:
                     submit()
                 else:
                     running -= 1
-        return Run("in process", streams, (at[1][0] - at[0][0]) / (at[1][1] - at[0][1]))
+        rate = (at[1][0] - at[0][0]) / (at[1][1] - at[0][1])
+        return Run("in process", streams, rate, first_token_ms, [])
 
     def close(self) -> None:
         self._executor.shutdown(drain=False)
@@ -168,15 +199,8 @@ class Server:
             elif word == "end":
                 probe.stop()
         assert process.wait() == 0
-        added = np.array(probe.added_ms)
-        return Run(
-            path,
-            streams,
-            (at["end"][0] - at["begin"][0]) / (at["end"][1] - at["begin"][1]),
-            float(np.percentile(added, 50)),
-            float(np.percentile(added, 99)),
-            added.size,
-        )
+        rate = (at["end"][0] - at["begin"][0]) / (at["end"][1] - at["begin"][1])
+        return Run(path, streams, rate, probe.first_token_ms, probe.added_ms)
 
     def _generated(self) -> float:
         with urllib.request.urlopen(f"http://{HOST}:{self._ports.metrics}/metrics") as response:
@@ -190,6 +214,7 @@ class Probe:
     """Requests of one token, one after the other over one gRPC stream, until it is stopped."""
 
     def __init__(self, port: int, path: str) -> None:
+        self.first_token_ms: list[float] = []
         self.added_ms: list[float] = []
         self._path = path
         self._client = grpc.InferenceServerClient(f"{HOST}:{port}")
@@ -211,8 +236,8 @@ class Probe:
         inputs = [tensor("return_perf_metrics", [True], "BOOL")]
         if self._path == "llm":
             inputs += [
-                tensor("input_ids", range(300, 332), "INT32"),
-                tensor("input_lengths", [32], "INT32"),
+                tensor("input_ids", PROBE_PROMPT, "INT32"),
+                tensor("input_lengths", [len(PROBE_PROMPT)], "INT32"),
                 tensor("request_output_len", [1], "INT32"),
             ]
         else:
@@ -231,6 +256,7 @@ class Probe:
                 int(result.as_numpy(name).flat[0])
                 for name in ("arrival_time_ns", "first_token_time_ns")
             )
+            self.first_token_ms.append(whole * 1e3)
             self.added_ms.append(whole * 1e3 - (first - arrival) / 1e6)
 
 
@@ -277,12 +303,7 @@ def measured(model: str, options: argparse.Namespace) -> list[Run]:
 
         def note(run: Run) -> None:
             runs.append(run)
-            print(
-                f"{model} {run.path:10} {run.streams:4d} streams: {run.tokens_per_s:9,.0f} "
-                f"tokens/s, added to a first token: p50 {run.added_p50_ms:6.2f} p99 "
-                f"{run.added_p99_ms:6.2f} ms of {run.probes}",
-                flush=True,
-            )
+            print(f"{model} {run}", flush=True)
 
         alone = InProcess(folder)
         with closing(alone, alone.close):
