@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from slipstream.attention.device_attention import DeviceAttention
 from slipstream.attention.kv_cache import KvCache, KvShape
 from slipstream.attention.kv_scale import KvScale
 from slipstream.layers.rows import RowKernels
@@ -24,7 +25,6 @@ from slipstream.models.rows import make_rows_apart, row_obstacle
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.worker.attention_choice import (
-    AttentionChoice,
     choose_attention,
     load_flashinfer,
     refuse_device,
@@ -188,7 +188,7 @@ def _gpu_runner(
     caches: Sequence[KvCache],
     kv_scales: Sequence[KvScale] | None,
     max_seq_len: int,
-    kernels: AttentionChoice,
+    kernels: DeviceAttention,
     progress: Progress,
 ) -> ModelRunner:
     # These need a GPU's compiler.

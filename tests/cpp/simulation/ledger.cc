@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <set>
 
+#include "executor/admission.h"
+
 namespace slipstream::simulation {
 namespace {
 
@@ -229,7 +231,7 @@ std::string Ledger::EndByError(const Event& event, const Live& live, const Owed&
   }
   if (given_up_) return "";
   // Its place in a full queue went to a better class; nothing was spent on it by then.
-  if (event.error.message().find("a better class") != std::string::npos) {
+  if (event.error.message() == kDisplaced) {
     const bool idle = owed.received == 0 && live.spec.priority > 0;
     return idle ? "" : "it was displaced, but had begun or is of the best class";
   }
