@@ -134,17 +134,21 @@ def flashinfer_lacks(config: WorkerConfig, spec: ArchSpec, dtype: torch.dtype) -
             f"must be at most {MAX_GROUP} on each"
         )
     for number, layer in enumerate(spec.layers):
-        lacking = _scores_lack(layer.attention.scores, layer.attention.sinks)
+        scores = layer.attention.scores
+        lacking = _scores_lack(scores, layer.attention.sinks, config.tokens_per_block)
         if lacking is not None:
             return f"layer {number} of the checkpoint has {lacking}, which is not served"
     return None
 
 
-def _scores_lack(scores: ScoreSpec, sinks: bool) -> str | None:
+def _scores_lack(scores: ScoreSpec, sinks: bool, per_block: int) -> str | None:
     if sinks:
         return "attention sinks"
     if scores.soft_cap is not None:
         return f"attention scores with a soft cap of {scores.soft_cap:g}"
     if scores.mask.kind == "chunked":
         return f"attention in chunks of {scores.mask.size} positions"
+    # What lies below a window is read from its first block, which has to be written to its end.
+    if scores.mask.kind == "sliding" and scores.mask.size < per_block:
+        return f"a window of {scores.mask.size}, less than the {per_block} tokens of a block"
     return None

@@ -50,7 +50,7 @@ DECODE = [
     case(8, 1, 64, 64),
     case(16, 2, 128, 128),
     case(16, 2, 128, 32, Mask("sliding", 70)),
-    case(8, 2, 64, 32, Mask("sliding", 1)),
+    case(8, 2, 64, 32, Mask("sliding", 32)),
 ]
 PREFILL = [
     case(8, 2, 128, 32),
