@@ -175,8 +175,8 @@ def test_what_flashinfer_does_not_serve(spec: ArchSpec) -> None:
         lacks(with_scores(spec, ScoreSpec(1.0, Mask("sliding", 32))), tokens_per_block=32) is None
     )
     assert lacks(narrow, tokens_per_block=32) == (
-        "layer 2 of the checkpoint has a window of 31, less than the 32 tokens of a block, which is "
-        "not served"
+        "layer 2 of the checkpoint has a window of 31, less than the 32 tokens of a block, which "
+        "is not served"
     )
     sinks = with_scores(spec, ScoreSpec(1.0), sinks=True)
     assert lacks(sinks) == "layer 2 of the checkpoint has attention sinks, which is not served"
