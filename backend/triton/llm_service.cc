@@ -169,35 +169,35 @@ Status LlmService::CheckRoom(int64_t sequences, int32_t priority, int64_t ahead)
 
 void LlmService::Serve(LlmRequest request, const std::string& client_id,
                        std::unique_ptr<ResponseChannel> channel) {
+  if (request.stop) {
+    StopBeforeLlm(name_, client_id);  // what is still being tokenized, or on its way from there
+    const std::shared_lock<std::shared_mutex> lock(gate_);
+    if (!closed_) executor_->CancelByClientId(client_id);
+    channel->Send({}, true);
+    return;
+  }
   {
     const std::shared_lock<std::shared_mutex> lock(gate_);
     if (!closed_) {
-      if (!request.stop) {
-        Submit(std::move(request), std::move(channel));
-        return;
-      }
-      executor_->CancelByClientId(client_id);
+      Submit(std::move(request), std::move(channel));
+      return;
     }
   }
-  if (request.stop) {
-    StopBeforeLlm(name_, client_id);  // what is still being tokenized
-    channel->Send({}, true);
-  } else {
-    channel->SendError(Status::Unavailable("model " + name_ + " is shutting down"), true);
-  }
+  channel->SendError(Status::Unavailable("model " + name_ + " is shutting down"), true);
 }
 
 void LlmService::Submit(LlmRequest request, std::unique_ptr<ResponseChannel> channel) {
   const auto stream = std::make_shared<LlmStream>(std::move(channel), std::move(request.plan));
   std::vector<RequestSpec>& rows = request.rows;
-  const bool stopped = request.stopped;
+  const auto stopped = std::move(request.stopped);
   Delivery& lane = delivery_.Add(stream);
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto row = static_cast<int32_t>(i);
     const auto handle = SubmitRow(stream, row, std::move(rows[i]));
     if (handle.ok()) {
       lane.SetHandle(stream, row, *handle);
-      if (stopped) executor_->Cancel(*handle);
+      // A stop request first marks what has not been submitted, and then cancels what has.
+      if (stopped != nullptr && *stopped) executor_->Cancel(*handle);
     } else {
       lane.Fail(stream, row, handle.status());
     }

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -40,7 +41,8 @@ struct ReaderSettings {
 struct LlmRequest {
   // The request only stops others: all that carry its id. Nothing else of it was read.
   bool stop = false;
-  bool stopped = false;  // a stop request has named it before it got here
+  // Becomes true when a stop request names it before all its rows are submitted; may be null.
+  std::shared_ptr<const std::atomic<bool>> stopped;
   ResponsePlan plan;
   std::vector<RequestSpec> rows;  // one per row of the batch; contexts are not set
 };

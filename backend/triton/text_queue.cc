@@ -56,8 +56,10 @@ TextQueue::~TextQueue() {
 void TextQueue::Stop(const std::string& id) {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (auto& [key, entry] : entries_) {
-    entry.job.stopped |= entry.job.rest.has_value() && entry.job.rest->id() == id;
+    if (entry.job.rest.has_value() && entry.job.rest->id() == id) *entry.job.stopped = true;
   }
+  const auto [begin, end] = finishing_.equal_range(id);
+  for (auto it = begin; it != end; ++it) *it->second = true;
 }
 
 int64_t TextQueue::rows_up_to(int32_t priority) const {
@@ -159,6 +161,7 @@ void TextQueue::Serve() {
 void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexcept {
   Status status;
   std::optional<TextJob> job;
+  auto finishing = finishing_.end();
   const auto take = [&] {
     const std::lock_guard<std::mutex> lock(mutex_);
     job = Take(key);
@@ -166,11 +169,20 @@ void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexc
   };
   try {
     auto tokenized = options_.tokenize(rows);
-    if (!take()) return;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      job = Take(key);
+      if (!job.has_value()) return;
+      if (job->rest.has_value()) finishing = finishing_.emplace(job->rest->id(), job->stopped);
+    }
     status =
         tokenized.ok() ? options_.finish(&*job, std::move(tokenized).value()) : tokenized.status();
   } catch (const std::exception& e) {
     status = FromException("tokenizing a request", e);
+  }
+  if (finishing != finishing_.end()) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    finishing_.erase(finishing);
   }
   if (job.has_value() || take()) Answer(&*job, status);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -31,8 +32,9 @@ struct TextJob {
   std::optional<RequestData> rest;  // refers to the stream's request
   std::vector<TextRow> rows;
   std::shared_ptr<void> keeps;  // whatever must live until it is answered
-  bool stopped = false;         // a stop request named it
-  int64_t bytes = 0;            // of all the request's inputs
+  // A stop request named it; may become true for as long as `finish` has it.
+  std::shared_ptr<std::atomic<bool>> stopped = std::make_shared<std::atomic<bool>>(false);
+  int64_t bytes = 0;  // of all the request's inputs
   TimeNs arrival = 0;
   Standing standing;
 };
@@ -68,7 +70,8 @@ class TextQueue final {
   // kInvalidArgument for one that not even an empty queue could hold.
   Status Add(TextJob* job);
 
-  // Marks what is in here under this client id, for `finish` to see.
+  // Marks what is in here under this client id, for `finish` to see. What has left by then is where
+  // `finish` put it.
   void Stop(const std::string& id);
 
   // Rows in here that one of this class would wait for: all but those it could displace.
@@ -110,6 +113,7 @@ class TextQueue final {
   std::set<Key> waiting_;         // of them, not begun
   Load load_;                     // of all entries
   std::array<Load, kPriorityClasses> waiting_load_{};
+  std::multimap<std::string, std::shared_ptr<std::atomic<bool>>> finishing_;  // `finish` has them
   uint64_t next_ = 0;
   TimeNs watch_at_ = 0;
   bool stopping_ = false;

@@ -126,16 +126,20 @@ TEST_CASE("pipeline: a stop request to the llm ends its requests too") {
   const auto pipeline = Pipeline();
   auto spec = AskText("fox", 4000);
   spec.id = "mine";
-  const auto client = Send(pipeline.get(), spec);
   host::RequestSpec stop;
   stop.id = "mine";
   stop.inputs = {host::InBool("stop", true)};
-  const auto stopper = Send(llm.get(), stop);
-  CHECK(stopper->WaitFinal()[0].outputs.empty());
-  const Response last = client->WaitFinal().back();
-  CHECK_FALSE(static_cast<bool>(last.error));
-  CHECK(last.Find("finish_reason")->Strings()[0] == "cancelled");
-  CheckClean({client, stopper});
+  // Wherever it finds them: waiting, being tokenized, on their way from there, or running.
+  for (int us = 0; us < 2000; us += 50) {
+    const auto client = Send(pipeline.get(), spec);
+    std::this_thread::sleep_for(std::chrono::microseconds(us));
+    const auto stopper = Send(llm.get(), stop);
+    CHECK(stopper->WaitFinal()[0].outputs.empty());
+    const Response last = client->WaitFinal().back();
+    CHECK_FALSE(static_cast<bool>(last.error));
+    CHECK(last.Find("finish_reason")->Strings()[0] == "cancelled");
+    CheckClean({client, stopper});
+  }
 }
 
 TEST_CASE("pipeline: without decoupling there is exactly one response") {

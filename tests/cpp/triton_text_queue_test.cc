@@ -105,6 +105,37 @@ TEST_CASE("text queue: bounded in prompts, those being tokenized included") {
   CHECK(f.queue->rows_up_to(9) == 0);
 }
 
+TEST_CASE("text queue: a stop request finds what is tokenized, waits, or is being passed on") {
+  std::optional<TextQueue> queue;
+  std::vector<bool> stopped;
+  TextQueue::Options options;
+  options.tokenize = [](const std::vector<TextRow>& rows) {
+    return std::vector<TokenizedRow>(rows.size());
+  };
+  options.finish = [&](TextJob* job, const std::vector<TokenizedRow>&) {
+    queue->Stop("other");
+    const bool before = *job->stopped;
+    queue->Stop("mine");
+    stopped.push_back(!before && *job->stopped);
+    job->stream->Send({}, true);
+    return Status::Ok();
+  };
+  queue.emplace(std::move(options));
+  host::RequestSpec spec;
+  spec.id = "mine";
+  const auto client = std::make_shared<Client>();
+  TextJob job;
+  job.stream = std::move(ResponseStream::Create(nullptr, host::NewRequest(spec, client))).value();
+  job.rest = std::move(ReadTritonRequest(job.stream->request(), false)).value();
+  job.rows.resize(1);
+  CHECK(queue->Add(&job).ok());
+  client->WaitFinal();
+  queue->Stop("mine");  // nothing of it is left
+  queue.reset();
+  CHECK(stopped == std::vector<bool>{true});
+  CheckClean({client});
+}
+
 TEST_CASE("text queue: bounded in bytes; what it could never hold is the caller's mistake") {
   Fixture f(0, /*max_bytes=*/10);
   f.Send("a", 0, 4);
