@@ -149,10 +149,12 @@ class Server:
             return False
 
     def state_of(self, model: str) -> tuple[str, str]:
-        """State and reason, as the repository's index has them."""
+        """State and reason, as the repository's index has them: of the version that is not
+        unavailable, where it still lists versions that were unloaded."""
         request = service_pb2.RepositoryIndexRequest()
         index = stub(self.grpc).RepositoryIndex(request, timeout=10)
-        [entry] = [m for m in index.models if m.name == model]
+        versions = [m for m in index.models if m.name == model]
+        entry = next((m for m in versions if m.state != "UNAVAILABLE"), versions[-1])
         return entry.state, entry.reason
 
     def workers(self) -> list[psutil.Process]:
