@@ -30,10 +30,13 @@ _EXACT = (
 )
 
 
-def row_obstacle(spec: ServedSpec, dtype: str, device: str, kv_cache_dtype: str) -> str | None:
+def row_obstacle(
+    spec: ServedSpec, dtype: str, device: str, kv_cache_dtype: str, attention_backend: str
+) -> str | None:
     """Why the tokens of a model so served depend on each other; None if ``make_rows_apart`` helps.
 
-    dtype: a name such as ``bfloat16``; device: ``cpu`` or ``cuda...``; kv_cache_dtype: the option.
+    dtype: a name such as ``bfloat16``; device: ``cpu`` or ``cuda...``; kv_cache_dtype and
+    attention_backend: the options.
     """
     name = spec.architecture
     if device != "cpu":
@@ -44,6 +47,11 @@ def row_obstacle(spec: ServedSpec, dtype: str, device: str, kv_cache_dtype: str)
         return (
             "it is served with a KV cache of the model's dtype, and kv_cache_dtype is "
             f"{kv_cache_dtype!r}"
+        )
+    if attention_backend != "auto":
+        return (
+            "it is served with attention kernels of its own, and attention_backend is "
+            f"{attention_backend!r}"
         )
     if not isinstance(spec, ArchSpec):
         return f"{name} runs on transformers' own forward, whose products depend on the batch"

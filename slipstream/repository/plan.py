@@ -236,12 +236,13 @@ def _serving_dtype(asked: str, facts: CheckpointFacts, memory: Memory) -> str:
 def _refuse_deterministic(
     config: SlipstreamConfig, facts: CheckpointFacts, dtype: str, memory: Memory
 ) -> None:
-    from slipstream.models.rows import row_obstacle  # costs torch
-
     if not config.model.deterministic:
         return
+    from slipstream.models.rows import row_obstacle  # costs torch
+
     device = memory.device.split()[0]
-    obstacle = row_obstacle(facts.spec, dtype, device, config.kv_cache.kv_cache_dtype)
+    kv_dtype, attention = config.kv_cache.kv_cache_dtype, config.model.attention_backend
+    obstacle = row_obstacle(facts.spec, dtype, device, kv_dtype, attention)
     if obstacle is not None:
         raise PlanError(f"deterministic is true: {obstacle}")
 

@@ -170,9 +170,9 @@ def row_kernels(config: WorkerConfig, decoder: ServedModel) -> RowKernels | None
         return None
     dtype = str(decoder.dtype).removeprefix("torch.")
     device = str(decoder.device)
-    obstacle = row_obstacle(decoder.spec, dtype, device, config.kv_cache_dtype)
-    if obstacle is None and config.attention_backend == "sdpa":
-        obstacle = "attention_backend is 'sdpa', whose sums depend on what runs together"
+    obstacle = row_obstacle(
+        decoder.spec, dtype, device, config.kv_cache_dtype, config.attention_backend
+    )
     if obstacle is not None:
         raise ConfigError(f"deterministic is true: {obstacle}; set false")
     assert isinstance(decoder, Decoder)

@@ -109,6 +109,8 @@ def test_deterministic_is_refused_where_the_worker_would(configure: Configure) -
         plan("cuda:0 (NVIDIA H200)")
     with pytest.raises(PlanError, match="deterministic is true: .* kv_cache_dtype is 'fp8'"):
         plan(kv_cache_dtype="fp8")
+    with pytest.raises(PlanError, match="deterministic is true: .* attention_backend is 'sdpa'"):
+        plan(attention_backend="sdpa")
 
 
 def test_missing_gpu_is_refused(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,10 @@ def test_settings_that_it_is_not_served_with_are_refused(llama: Served) -> None:
         "deterministic is true: it is served with a KV cache of the model's dtype, and "
         "kv_cache_dtype is 'fp8'; set false"
     )
+    assert refusal(attention_backend="sdpa") == (
+        "deterministic is true: it is served with attention kernels of its own, and "
+        "attention_backend is 'sdpa'; set false"
+    )
     assert re.match(
         "deterministic is true: LlamaForCausalLM runs on transformers' own forward",
         refusal(model_impl="transformers"),
@@ -159,7 +163,7 @@ def test_settings_that_it_is_not_served_with_are_refused(llama: Served) -> None:
 
 def test_a_gpu_is_refused(llama: Served) -> None:
     spec = llama.runner.decoder.spec
-    assert row_obstacle(spec, "bfloat16", "cuda:0", "auto") == (
+    assert row_obstacle(spec, "bfloat16", "cuda:0", "auto", "auto") == (
         "it is served on a CPU alone, and the device is cuda:0"
     )
-    assert row_obstacle(spec, "bfloat16", "cpu", "auto") is None
+    assert row_obstacle(spec, "bfloat16", "cpu", "auto", "auto") is None
