@@ -162,11 +162,6 @@ void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexc
   Status status;
   std::optional<TextJob> job;
   auto finishing = finishing_.end();
-  const auto take = [&] {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    job = Take(key);
-    return job.has_value();
-  };
   try {
     auto tokenized = options_.tokenize(rows);
     {
@@ -180,11 +175,12 @@ void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexc
   } catch (const std::exception& e) {
     status = FromException("tokenizing a request", e);
   }
-  if (finishing != finishing_.end()) {
+  {
     const std::lock_guard<std::mutex> lock(mutex_);
-    finishing_.erase(finishing);
+    if (finishing != finishing_.end()) finishing_.erase(finishing);
+    if (!job.has_value()) job = Take(key);  // not even tokenized
   }
-  if (job.has_value() || take()) Answer(&*job, status);
+  if (job.has_value()) Answer(&*job, status);
 }
 
 std::vector<std::pair<TextJob, Status>> TextQueue::TakeEnded(TimeNs now) {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from slipstream.attention.interface import FULL, Mask, ScoreSpec
@@ -79,9 +80,11 @@ class PagedFlashInfer(PagedTriton):
                 device=device,
             )
 
-    def stage_chunks(self, chunks: Chunks, max_tokens: int, turn: int) -> None:
+    def stage_chunks(self, sequences: Chunks, max_tokens: int, turn: int) -> None:
         """See PagedTriton: FlashAttention 3's plan, which all layers share."""
         if self.fa3 is not None:
+            longer = np.flatnonzero(sequences.sizes > 1)
+            chunks = Chunks(*(column[longer] for column in sequences))
             most = min(max_tokens, self._max_chunks)
             self.fa3.plan(chunks, max_tokens, most, self.table_width, self.per_block, turn)
 
@@ -89,7 +92,7 @@ class PagedFlashInfer(PagedTriton):
         """Rows of a batch without tiles are its sequences, in order, and then padding."""
         assert batch.block_tables.shape[2] == self.table_width
         if batch.tile_rows.shape[0]:
-            return _MixedPlan(self, batch, super().plan(batch)._splits)
+            return _MixedPlan(self, batch, self.splits(batch))
         count = batch.decode_rows.shape[0]
         for (group, mask), tables in self.page_tables.items():
             gather_tables(

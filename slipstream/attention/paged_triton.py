@@ -83,19 +83,24 @@ class PagedTriton:
         parts = max(count * max(splits, _MIXED_SPLITS) for count, splits in enumerate(self._splits))
         self.workspace = decode_workspace(parts, num_heads, self.head_dim, 1, device)
 
-    def stage_chunks(self, chunks: Chunks, max_tokens: int, turn: int) -> None:
+    def stage_chunks(self, sequences: Chunks, max_tokens: int, turn: int) -> None:
         """What the host has to enqueue before a step with chunks: nothing.
 
-        max_tokens: of the step, padding included. A graph of a step serves those that are staged
-        with the same number. turn: of the host's buffers, see Staging.
+        sequences: all of the step, those of single tokens too. max_tokens: of the step, padding
+        included. A graph of a step serves those that are staged with the same number. turn: of the
+        host's buffers, see Staging.
         """
 
     def plan(self, batch: DeviceBatch) -> PagedTritonPlan:
+        return PagedTritonPlan(self, batch, self.splits(batch))
+
+    def splits(self, batch: DeviceBatch) -> int:
+        """Parts that sequences of one token are cut into."""
         splits = self._splits[batch.decode_rows.shape[0]]
         if batch.tile_rows.shape[0]:
             # Beside chunks most rows may be padding, and the few others long.
             splits = max(splits, _MIXED_SPLITS)
-        return PagedTritonPlan(self, batch, splits)
+        return splits
 
 
 class PagedTritonPlan:

@@ -318,13 +318,12 @@ class GraphRunner(ModelRunner):
         host.tile_sizes[: exact.tiles] = tiles.sizes
         host.tile_slots[: exact.tiles] = slots[tiles.seqs]
         host.sample_rows[: exact.samples] = (starts + num_tokens - 1)[seqs]
-        self._fill_samples(host, np.arange(seqs.size), slots, first + num_tokens, seqs)
+        known = first + num_tokens
+        self._fill_samples(host, np.arange(seqs.size), slots, known, seqs)
         self._new_blocks(host)
         if shape.tiles:
-            chunks = np.flatnonzero(num_tokens > 1)
-            columns = (starts, num_tokens, slots, first + num_tokens)
-            chosen = Chunks(*(column[chunks] for column in columns))
-            self._kernels.stage_chunks(chosen, shape.tokens, self._staging.turn)
+            sequences = Chunks(starts, num_tokens, slots, known)
+            self._kernels.stage_chunks(sequences, shape.tokens, self._staging.turn)
         return shape
 
     def _fill_samples(

@@ -20,21 +20,27 @@
 
 namespace slipstream::triton {
 
-inline std::unique_ptr<Model> Llm(const std::string& scripted, bool decoupled = true,
-                                  ParameterMap more = {}, TRITONSERVER_Server* server = nullptr) {
-  ModelConfig config = Declared(Role::kLlm, "llm");
+inline std::unique_ptr<Model> Load(Role role, const std::string& name, bool decoupled,
+                                   TRITONSERVER_Server* server, ParameterMap parameters) {
+  ModelConfig config = Declared(role, name);
   config.decoupled = decoupled;
   config.server = server;
-  config.json = R"({"name": "llm"})";
-  config.parameters = {{"role", "llm"},
-                       {"worker", "scripted"},
-                       {"scripted", scripted},
-                       {"drain_timeout_ms", "5000"},
-                       {"cancellation_check_period_ms", "5"}};
-  config.parameters.insert(more.begin(), more.end());
+  config.json = R"({"name": ")" + name + R"("})";
+  config.parameters = std::move(parameters);
   auto model = Model::Create(std::move(config));
   REQUIRE_MESSAGE(model.ok(), model.status().message());
   return std::move(model).value();
+}
+
+inline std::unique_ptr<Model> Llm(const std::string& scripted, bool decoupled = true,
+                                  ParameterMap more = {}, TRITONSERVER_Server* server = nullptr) {
+  ParameterMap parameters = {{"role", "llm"},
+                             {"worker", "scripted"},
+                             {"scripted", scripted},
+                             {"drain_timeout_ms", "5000"},
+                             {"cancellation_check_period_ms", "5"}};
+  parameters.insert(more.begin(), more.end());
+  return Load(Role::kLlm, "llm", decoupled, server, std::move(parameters));
 }
 
 inline host::RequestSpec Ask(const std::vector<int32_t>& prompt, int32_t max_tokens,
@@ -78,17 +84,11 @@ inline std::string Reason(const std::vector<host::Response>& responses) {
 // Role `pipeline` over a model of the name "llm", with a TokenizerDouble.
 inline std::unique_ptr<Model> Pipeline(bool decoupled = true,
                                        TRITONSERVER_Server* server = nullptr) {
-  ModelConfig config = Declared(Role::kPipeline, "ensemble");
-  config.decoupled = decoupled;
-  config.server = server;
-  config.json = R"({"name": "ensemble"})";
-  config.parameters = {{"role", "pipeline"},
-                       {"llm_model_name", "llm"},
-                       {"tokenizer", "double"},
-                       {"python_executable", kThisBinary}};
-  auto model = Model::Create(std::move(config));
-  REQUIRE_MESSAGE(model.ok(), model.status().message());
-  return std::move(model).value();
+  return Load(Role::kPipeline, "ensemble", decoupled, server,
+              {{"role", "pipeline"},
+               {"llm_model_name", "llm"},
+               {"tokenizer", "double"},
+               {"python_executable", kThisBinary}});
 }
 
 // A request to a Pipeline. The scripted worker has no text, so none is asked for.

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from e2e_client import (
+    Reply,
     Stream,
     ask,
     ending,
@@ -64,6 +65,15 @@ def test_sigterm_drains(servers: ServerPool) -> None:
         assert server.process.wait() == 0
 
 
+def assert_served_to_the_end(server: Server, stream: Stream, replies: list[Reply]) -> None:
+    """The rest of a stream of COUNT tokens, after ``replies``, and then the server ends with 0."""
+    replies += stream.until_final()
+    assert {reply.error for reply in replies} == {""}
+    assert joined_ids(replies) == echo(COUNT)
+    assert stream.end() == []
+    assert server.process.wait() == 0
+
+
 def test_a_second_sigterm_changes_nothing(servers: ServerPool) -> None:
     with servers.own(DRAINED) as server, Stream(server.grpc) as stream:
         stream.send("llm", prompt(TEXT_IDS, COUNT, streaming=True))
@@ -71,11 +81,7 @@ def test_a_second_sigterm_changes_nothing(servers: ServerPool) -> None:
         server.process.terminate()
         wait_for(lambda: not server.process.is_ready(), 5, "the first one was seen")
         server.process.terminate()
-        replies += stream.until_final()
-        assert {reply.error for reply in replies} == {""}
-        assert joined_ids(replies) == echo(COUNT)
-        assert stream.end() == []
-        assert server.process.wait() == 0
+        assert_served_to_the_end(server, stream, replies)
 
 
 def test_sigterm_while_a_model_loads(servers: ServerPool) -> None:
@@ -91,11 +97,7 @@ def test_sigterm_while_a_model_loads(servers: ServerPool) -> None:
         wait_for(lambda: server.state_of("late")[0] == "LOADING", 2, "it loads")
         start = time.monotonic()
         server.process.terminate()
-        replies += stream.until_final()
-        assert {reply.error for reply in replies} == {""}
-        assert joined_ids(replies) == echo(COUNT)
-        assert stream.end() == []
-        assert server.process.wait() == 0
+        assert_served_to_the_end(server, stream, replies)
         assert time.monotonic() - start < 10
         loading.exception(10)
 
