@@ -57,7 +57,7 @@ void Scheduler::Build(uint64_t step_id, TimeNs now, StepPlan* plan,
   if (!has_suspects_ || !Probe(&b)) {
     ScheduleRunning(&b, /*decodes=*/true);
     ScheduleRunning(&b, /*decodes=*/false);
-    if (!b.short_of_blocks) AdmitWaiting(&b);
+    AdmitWaiting(&b, kPriorityClasses);
   }
   for (std::vector<int32_t>& ids : later_groups_) {
     plan->new_block_ids.insert(plan->new_block_ids.end(), ids.begin(), ids.end());
@@ -69,7 +69,7 @@ void Scheduler::Build(uint64_t step_id, TimeNs now, StepPlan* plan,
   retired_.clear();
 }
 
-// Index-based: MakeRoom may remove sequences behind the current one.
+// Index-based: sequences come before the current one, and MakeRoom may remove those behind it.
 void Scheduler::ScheduleRunning(Building* b, bool decodes) {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence* sequence = running_[i];
@@ -77,13 +77,17 @@ void Scheduler::ScheduleRunning(Building* b, bool decodes) {
     if (b->alone != nullptr && sequence->request != b->alone) continue;
     const int32_t remaining = sequence->remaining();
     if (remaining <= 0 || (remaining == 1) != decodes) continue;
+    // A prompt that has begun takes no budget from a better class.
+    if (!decodes && b->alone == nullptr) AdmitWaiting(b, waiting_.RankOf(*sequence, b->now));
     if (b->budget <= 0) return;
-    while (!ScheduleChunk(sequence, b)) {
+    if (sequence->preempting) continue;
+    const auto is_here = [&] { return i < running_.size() && running_[i] == sequence; };
+    while (is_here() && !ScheduleChunk(sequence, b)) {
       b->short_of_blocks = true;
       if (!MakeRoom(sequence)) break;
     }
-    // MakeRoom may have taken the sequence itself out: the next one moved into its place.
-    if (i >= running_.size() || running_[i] != sequence) --i;
+    // Another one may have taken its place.
+    if (!is_here()) --i;
   }
 }
 
@@ -161,10 +165,11 @@ bool Scheduler::Probe(Building* b) {
   // worker is what fails.
   Sequence* next = waiting_.LeastSuspected(just_restarted_ ? 0 : suspect_losses_, b->now);
   has_suspects_ = next != nullptr;
-  if (!has_suspects_ || !Admit(next, b)) return false;
+  if (!has_suspects_ || Admit(next, b) != Lack::kNothing) return false;
   for (const auto& sibling : next->request->sequences) {
     if (b->budget <= 0) break;
-    if (sibling->state == Sequence::State::kWaiting && !Admit(sibling.get(), b)) break;
+    if (sibling->state != Sequence::State::kWaiting) continue;
+    if (Admit(sibling.get(), b) != Lack::kNothing) break;
   }
   return true;
 }
@@ -249,27 +254,42 @@ bool Scheduler::WindowsFit(size_t group, const Sequence& sequence) const {
   return held + growth <= window.num_total();
 }
 
-// Under max_utilization a waiting sequence displaces a running one of a lower class. Ranks only
-// improve, so that two sequences cannot displace each other for ever.
-bool Scheduler::DisplaceLowerClass(const Sequence& waiting, TimeNs now) {
-  if (config_.policy != SchedulerPolicy::kMaxUtilization || running_.empty()) return false;
-  Sequence* last = running_.back();
-  if (last->finished() || last->preempting || last->rank <= waiting_.RankOf(waiting, now)) {
-    return false;
+// Under max_utilization waiting sequences displace running ones of lower classes: as many as better
+// ones wait for slots, or as hold the blocks that the first of them lacks. True when one gave way
+// at once. Ranks only improve, so that two sequences cannot displace each other for ever.
+bool Scheduler::DisplaceLowerClasses(const Sequence& waiting, Lack lack, TimeNs now) {
+  if (config_.policy != SchedulerPolicy::kMaxUtilization || lack == Lack::kBudget) return false;
+  const int32_t rank = waiting_.RankOf(waiting, now);
+  const bool lacks_slot = lack == Lack::kSlot;
+  const int64_t available = kv_.full() ? kv_.full()->num_available() : 0;
+  const int64_t blocks = kv_.full() ? kv_.BlocksFor(waiting.num_tokens()) - available : 1;
+  int64_t coming = 0;  // slots or blocks of those that already give way
+  for (size_t i = running_.size(); i-- > 0 && running_[i]->rank > rank;) {
+    Sequence* victim = running_[i];
+    if (!victim->finished() && !victim->preempting) {
+      const int64_t wanted = lacks_slot ? waiting_.CountBetter(victim->rank, coming + 1, now)
+                                        : std::max(blocks, int64_t{1});
+      if (coming >= wanted) return false;
+      if (Displace(victim)) return true;
+    }
+    coming += lacks_slot ? 1 : victim->kv.num_blocks;
   }
-  return Displace(last);
+  return false;
 }
 
-void Scheduler::AdmitWaiting(Building* b) {
-  while (b->budget > 0 && b->lookups > 0) {
+// Those whose rank is below `rank`, as long as none that runs is short of blocks.
+void Scheduler::AdmitWaiting(Building* b, int32_t rank) {
+  while (!b->short_of_blocks && b->budget > 0 && b->lookups > 0) {
     Sequence* sequence = waiting_.Front(b->now);
     if (sequence == nullptr || IsSuspect(*sequence)) return;
-    if (!Admit(sequence, b) && !DisplaceLowerClass(*sequence, b->now)) return;
+    if (waiting_.RankOf(*sequence, b->now) >= rank) return;
+    const Lack lack = Admit(sequence, b);
+    if (lack != Lack::kNothing && !DisplaceLowerClasses(*sequence, lack, b->now)) return;
   }
 }
 
-bool Scheduler::Admit(Sequence* s, Building* b) {
-  if (free_slots_.empty()) return false;
+Scheduler::Lack Scheduler::Admit(Sequence* s, Building* b) {
+  if (free_slots_.empty()) return Lack::kSlot;
   // The last token is always computed: its logits are what the first sample is drawn from.
   const bool reuse = !s->spec().return_context_logits || s->context_logits_done;
   const RequestSpec& spec = s->spec();
@@ -285,8 +305,8 @@ bool Scheduler::Admit(Sequence* s, Building* b) {
   // Without chunking a prompt must fit whole; one that grew beyond the budget (resumed after
   // preemption) is still cut up, or it could never run again.
   const bool whole = !config_.enable_chunked_prefill && todo <= config_.max_num_tokens;
-  if (whole && todo > b->budget) return false;
-  if (!Fits(*s, match, cached + std::min(todo, b->budget))) return false;
+  if (whole && todo > b->budget) return Lack::kBudget;
+  if (!Fits(*s, match, cached + std::min(todo, b->budget))) return Lack::kBlocks;
   waiting_.Remove(s);
   s->rank = waiting_.RankOf(*s, b->now);
   OpenBlocks(s, match, reuse, b);
@@ -305,7 +325,7 @@ bool Scheduler::Admit(Sequence* s, Building* b) {
   s->admitted_before = true;
   assert(scheduled);
   (void)scheduled;
-  return true;
+  return Lack::kNothing;
 }
 
 void Scheduler::OpenBlocks(Sequence* s, const KvGroups::Match& match, bool share, Building* b) {

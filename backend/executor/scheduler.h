@@ -25,9 +25,10 @@ struct ScheduledEntry {
 
 // Decides each step's batch. Plain logic: no threads, no clocks of its own, no I/O.
 //
-// Every step: sequences that decode, then those still in their prompt (in chunks that fit the token
-// budget), then new ones while slots, budget and KV blocks last. Order among sequences is
-// (rank, arrival); the first in that order is never preempted and so always progresses.
+// Every step: sequences that decode, then, class by class, those still in their prompt (in chunks
+// that fit the token budget) and new ones while slots, budget and KV blocks last. Order among
+// sequences is (rank, arrival); the first in that order is never preempted and so always
+// progresses.
 //
 // After a second death of the worker in a row (the first, if there may be no third restart),
 // whoever was in flight at them is a suspect, and its request computes alone until its next token:
@@ -63,15 +64,16 @@ class Scheduler {
   std::string CheckIntegrity(const std::vector<const Sequence*>& leaving) const;
 
  private:
-  struct Building;  // the step under construction
+  struct Building;                                        // the step under construction
+  enum class Lack { kNothing, kSlot, kBlocks, kBudget };  // what keeps a sequence waiting
 
   void ScheduleRunning(Building* b, bool decodes);
-  void AdmitWaiting(Building* b);
+  void AdmitWaiting(Building* b, int32_t rank);
   bool Probe(Building* b);
   bool IsSuspect(const Sequence& sequence) const {
     return sequence.request->losses >= suspect_losses_;
   }
-  bool Admit(Sequence* sequence, Building* b);
+  Lack Admit(Sequence* sequence, Building* b);
   bool ScheduleChunk(Sequence* sequence, Building* b);
   void ShareAhead(Sequence* sequence, int32_t* shared_tokens, Building* b);
   void AppendToPlan(Sequence* sequence, int32_t chunk, Building* b);
@@ -79,7 +81,7 @@ class Scheduler {
   void StoreFullBlocks(Sequence* sequence, TimeNs now);
   bool MakeRoom(const Sequence* needy);
   bool Displace(Sequence* victim);
-  bool DisplaceLowerClass(const Sequence& waiting, TimeNs now);
+  bool DisplaceLowerClasses(const Sequence& waiting, Lack lack, TimeNs now);
   bool Fits(const Sequence& sequence, const KvGroups::Match& match, int32_t first_chunk_end) const;
   bool WindowsFit(size_t group, const Sequence& sequence) const;
   void OpenBlocks(Sequence* sequence, const KvGroups::Match& match, bool share, Building* b);

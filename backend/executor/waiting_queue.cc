@@ -66,6 +66,17 @@ Sequence* WaitingQueue::Front(TimeNs now) const {
   return best;
 }
 
+int64_t WaitingQueue::CountBetter(int32_t rank, int64_t most, TimeNs now) const {
+  int64_t count = 0;
+  for (const auto& waiting : classes_) {
+    for (auto it = waiting.begin(); it != waiting.end() && count < most; ++it) {
+      if (RankOf(*it->second, now) >= rank) break;  // the rest of the class came later
+      ++count;
+    }
+  }
+  return count;
+}
+
 std::vector<RequestState*> WaitingQueue::ToDisplace(const ExecutorConfig& config, QueueLoad more,
                                                     int32_t priority, TimeNs now) const {
   std::vector<RequestState*> found;

@@ -27,6 +27,8 @@ class WaitingQueue {
   int32_t RankOf(const Sequence& sequence, TimeNs now) const;
   // The one to admit next; null when empty.
   Sequence* Front(TimeNs now) const;
+  // How many rank below `rank`, counted up to `most`.
+  int64_t CountBetter(int32_t rank, int64_t most, TimeNs now) const;
   // Of those whose requests have at least so many losses, one of the request with the fewest, in
   // their order; null: none.
   Sequence* LeastSuspected(int32_t min_losses, TimeNs now) const;

@@ -505,6 +505,79 @@ TEST_CASE("priority classes go first; ageing lets every class progress") {
   CHECK(f.engine.TakeEvents()[0].request == 1);
 }
 
+TEST_CASE("a prompt that has begun takes no budget from a better class, until it has aged") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_num_tokens = 8;
+  config.priority_ageing_ms = 10;
+  EngineFixture f(config, /*blocks=*/64);
+  RequestSpec low = f.Spec(Iota(1, 40), 1);
+  low.priority = 9;
+  REQUIRE(f.Submit(1, std::move(low)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.plan.num_tokens == std::vector<uint32_t>{8});
+  REQUIRE(f.Submit(2, f.Spec(Iota(50, 6), 1)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.plan.num_tokens == std::vector<uint32_t>{6, 2});  // the better one, then what is left
+  CHECK(f.plan.first_position == std::vector<uint32_t>{0, 8});
+  CHECK(f.engine.TakeEvents()[0].request == 2);
+  f.now += int64_t{100} * 1000000;
+  REQUIRE(f.Submit(3, f.Spec(Iota(60, 6), 1)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.plan.num_tokens == std::vector<uint32_t>{6, 2});  // to the end of a block
+  CHECK(f.plan.first_position == std::vector<uint32_t>{10, 0});
+}
+
+TEST_CASE("under max_utilization as many of lower classes give way as better ones wait") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.policy = SchedulerPolicy::kMaxUtilization;
+  config.pipeline_depth = 2;
+  EngineFixture f(config, /*blocks=*/64);
+  for (RequestId id = 1; id <= 4; ++id) {
+    RequestSpec low = f.Spec({1, 2}, 100);
+    low.priority = 9;
+    REQUIRE(f.Submit(id, std::move(low)).ok());
+  }
+  REQUIRE(f.Build());
+  StepPlan in_flight = f.plan;
+  for (RequestId id = 5; id <= 7; ++id) {
+    RequestSpec better = f.Spec({3, 4}, 1);
+    better.priority = id == 7 ? 9 : 0;
+    REQUIRE(f.Submit(id, std::move(better)).ok());
+  }
+  REQUIRE(f.Build());
+  CHECK(f.plan.num_seqs() == 4);  // those that run go on in it: nobody knows yet that they give way
+  std::swap(in_flight, f.plan);
+  f.Answer(f.plan);
+  REQUIRE(f.Build());
+  CHECK(f.plan.num_seqs() == 2);  // neither of the two that give way
+  CHECK(f.Metrics().preemptions == 0);
+  f.Answer(in_flight);
+  in_flight = f.plan;
+  CHECK(f.Metrics().preemptions == 2);
+  REQUIRE(f.Build());
+  CHECK(f.plan.num_tokens == std::vector<uint32_t>{1, 1, 2, 2});  // both at once
+}
+
+TEST_CASE("under max_utilization as many of lower classes give way as hold the blocks wanted") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.policy = SchedulerPolicy::kMaxUtilization;
+  config.pipeline_depth = 2;
+  EngineFixture f(config, /*blocks=*/12);
+  for (RequestId id = 1; id <= 3; ++id) {
+    RequestSpec low = f.Spec(Iota(static_cast<int32_t>(id) * 20, 15), 3);
+    low.priority = 9;
+    REQUIRE(f.Submit(id, std::move(low)).ok());
+  }
+  REQUIRE(f.Build());
+  StepPlan in_flight = f.plan;
+  REQUIRE(f.Submit(4, f.Spec(Iota(1, 18), 1)).ok());  // 5 blocks: two of them must go
+  REQUIRE(f.Build());
+  std::swap(in_flight, f.plan);
+  f.Answer(f.plan);
+  f.Answer(in_flight);
+  CHECK(f.Metrics().preemptions == 2);
+}
+
 TEST_CASE("invalid requests name the field, the value and the limit") {
   EngineFixture f;
   const auto message = [&](RequestSpec spec) { return f.Submit(1, std::move(spec)).message(); };
