@@ -416,7 +416,9 @@ std::vector<Event> Engine::TakeEvents() {
 void Engine::FillMetrics(MetricsSnapshot* m) const {
   *m = counters_;
   const KvGroups& kv = scheduler_.kv();
-  m->running = static_cast<int32_t>(scheduler_.running().size());
+  const auto& running = scheduler_.running();
+  m->running = static_cast<int32_t>(std::count_if(
+      running.begin(), running.end(), [](const Sequence* s) { return !s->finished(); }));
   m->waiting = scheduler_.waiting().size();
   m->preempted = scheduler_.waiting().preempted();
   m->waiting_tokens = scheduler_.waiting().tokens();

@@ -14,8 +14,12 @@ enum class SchedulerPolicy : uint8_t {
   kMaxUtilization,
 };
 
+// A sequence that has ended, or that gives way, keeps its slot until the steps in flight that name
+// it have answered; meanwhile another one takes its place in the steps that follow.
+constexpr int32_t kSlotsPerSeq = 2;
+
 struct ExecutorConfig {
-  int32_t max_num_seqs = 64;      // slots: sequences that run at once
+  int32_t max_num_seqs = 64;      // sequences of one step
   int32_t max_num_tokens = 2048;  // token budget of one step
   SchedulerPolicy policy = SchedulerPolicy::kGuaranteedNoEvict;
   bool enable_chunked_prefill = true;

@@ -27,7 +27,7 @@ struct Histogram {
 // Counters since start and gauges now. Reading it costs one copy; what it refers to never changes.
 struct MetricsSnapshot {
   // Gauges.
-  int32_t running = 0;    // admitted sequences
+  int32_t running = 0;    // admitted sequences that have not ended
   int32_t waiting = 0;    // queued sequences, preempted ones included
   int32_t preempted = 0;  // of the waiting ones, those that had been running
   int64_t waiting_tokens = 0;

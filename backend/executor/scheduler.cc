@@ -15,6 +15,11 @@ namespace {
 // the rest is admitted by the next step.
 constexpr int32_t kMaxLookupsPerStep = 4096;
 
+// Whether it needs further steps. One that has been scheduled to its limit only awaits answers.
+bool GoesOn(const Sequence* s) {
+  return !s->finished() && !s->preempting && s->scheduled < s->limit;
+}
+
 bool Before(const Sequence* a, const Sequence* b) {
   return a->rank != b->rank ? a->rank < b->rank : a->order < b->order;
 }
@@ -27,6 +32,7 @@ struct Scheduler::Building {
   StepPlan* plan;
   std::vector<ScheduledEntry>* entries;
   int32_t budget;
+  int32_t room = 0;  // sequences that it may still admit
   int32_t lookups = kMaxLookupsPerStep;
   bool short_of_blocks = false;
   const RequestState* alone = nullptr;  // the only one whose running sequences may be scheduled
@@ -37,8 +43,9 @@ Scheduler::Scheduler(const ExecutorConfig& config, const KvGroups::Options& kv)
       suspect_losses_(config.max_restarts < 3 ? 1 : 2),
       kv_(kv),
       waiting_(config.priority_ageing_ms) {
-  for (int32_t slot = config.max_num_seqs - 1; slot >= 0; --slot) free_slots_.push_back(slot);
-  running_.reserve(config.max_num_seqs);
+  const int32_t num_slots = kSlotsPerSeq * config.max_num_seqs;
+  for (int32_t slot = num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+  running_.reserve(num_slots);
   later_groups_.resize(kv_.num_groups() - 1);
 }
 
@@ -54,7 +61,10 @@ void Scheduler::Build(uint64_t step_id, TimeNs now, StepPlan* plan,
   if (!kv_.windows().empty()) {
     for (Sequence* s : running_) kv_.ReleaseUnseen(&s->kv);
   }
+  b.room = config_.max_num_seqs -
+           static_cast<int32_t>(std::count_if(running_.begin(), running_.end(), GoesOn));
   if (!has_suspects_ || !Probe(&b)) {
+    if (!has_suspects_) MakePlaces(&b);  // they are admitted by Probe alone
     ScheduleRunning(&b, /*decodes=*/true);
     ScheduleRunning(&b, /*decodes=*/false);
     AdmitWaiting(&b, kPriorityClasses);
@@ -84,7 +94,7 @@ void Scheduler::ScheduleRunning(Building* b, bool decodes) {
     const auto is_here = [&] { return i < running_.size() && running_[i] == sequence; };
     while (is_here() && !ScheduleChunk(sequence, b)) {
       b->short_of_blocks = true;
-      if (!MakeRoom(sequence)) break;
+      if (!MakeRoom(sequence, b)) break;
     }
     // Another one may have taken its place.
     if (!is_here()) --i;
@@ -92,7 +102,7 @@ void Scheduler::ScheduleRunning(Building* b, bool decodes) {
 }
 
 // Blocks are short: the least important sequence gives way. True when blocks came free now.
-bool Scheduler::MakeRoom(const Sequence* needy) {
+bool Scheduler::MakeRoom(const Sequence* needy, Building* b) {
   for (const Sequence* s : running_) {
     if (s->preempting) return false;  // its blocks come back with its step in flight
   }
@@ -100,13 +110,14 @@ bool Scheduler::MakeRoom(const Sequence* needy) {
     Sequence* victim = running_[i];
     if (victim->finished()) continue;
     if (victim == needy && i == 0) return false;  // finished ones are about to leave
-    return Displace(victim) && victim != needy;
+    return Displace(victim, b) && victim != needy;
   }
   return false;
 }
 
 // True when the sequence could be preempted at once; else it will be when its steps have answered.
-bool Scheduler::Displace(Sequence* victim) {
+bool Scheduler::Displace(Sequence* victim, Building* b) {
+  if (GoesOn(victim) && victim->last_step != b->step_id) ++b->room;
   if (victim->in_flight > 0) {
     victim->preempting = true;
     return false;
@@ -254,25 +265,34 @@ bool Scheduler::WindowsFit(size_t group, const Sequence& sequence) const {
   return held + growth <= window.num_total();
 }
 
-// Under max_utilization waiting sequences displace running ones of lower classes: as many as better
-// ones wait for slots, or as hold the blocks that the first of them lacks. True when one gave way
-// at once. Ranks only improve, so that two sequences cannot displace each other for ever.
-bool Scheduler::DisplaceLowerClasses(const Sequence& waiting, Lack lack, TimeNs now) {
-  if (config_.policy != SchedulerPolicy::kMaxUtilization || lack == Lack::kBudget) return false;
-  const int32_t rank = waiting_.RankOf(waiting, now);
-  const bool lacks_slot = lack == Lack::kSlot;
-  const int64_t available = kv_.full() ? kv_.full()->num_available() : 0;
-  const int64_t blocks = kv_.full() ? kv_.BlocksFor(waiting.num_tokens()) - available : 1;
-  int64_t coming = 0;  // slots or blocks of those that already give way
-  for (size_t i = running_.size(); i-- > 0 && running_[i]->rank > rank;) {
+// Under max_utilization the last of lower classes give way, as many as better ones wait for places
+// in a step. Ranks only improve, so that two sequences cannot displace each other for ever.
+void Scheduler::MakePlaces(Building* b) {
+  if (config_.policy != SchedulerPolicy::kMaxUtilization) return;
+  for (size_t i = running_.size(); i-- > 0;) {
     Sequence* victim = running_[i];
-    if (!victim->finished() && !victim->preempting) {
-      const int64_t wanted = lacks_slot ? waiting_.CountBetter(victim->rank, coming + 1, now)
-                                        : std::max(blocks, int64_t{1});
-      if (coming >= wanted) return false;
-      if (Displace(victim)) return true;
+    if (!GoesOn(victim)) continue;
+    const int32_t rank = waiting_.RankOf(*victim, b->now);
+    if (waiting_.CountBetter(rank, b->room + 1, b->now) <= b->room) return;
+    Displace(victim, b);
+  }
+}
+
+// The same for blocks: as many as hold what the waiting sequence lacks. True when some came free.
+bool Scheduler::MakeRoomFor(const Sequence& waiting, Building* b) {
+  if (config_.policy != SchedulerPolicy::kMaxUtilization) return false;
+  const int64_t available = kv_.full() ? kv_.full()->num_available() : 0;
+  const int64_t wanted = kv_.full() ? kv_.BlocksFor(waiting.num_tokens()) - available : 1;
+  const int32_t rank = waiting_.RankOf(waiting, b->now);
+  int64_t coming = 0;  // from those that leave anyway
+  for (size_t i = running_.size(); i-- > 0;) {
+    Sequence* victim = running_[i];
+    if (GoesOn(victim)) {
+      if (coming >= std::max(wanted, int64_t{1}) || waiting_.RankOf(*victim, b->now) <= rank)
+        return false;
+      if (Displace(victim, b)) return true;
     }
-    coming += lacks_slot ? 1 : victim->kv.num_blocks;
+    coming += victim->kv.num_blocks;
   }
   return false;
 }
@@ -284,12 +304,13 @@ void Scheduler::AdmitWaiting(Building* b, int32_t rank) {
     if (sequence == nullptr || IsSuspect(*sequence)) return;
     if (waiting_.RankOf(*sequence, b->now) >= rank) return;
     const Lack lack = Admit(sequence, b);
-    if (lack != Lack::kNothing && !DisplaceLowerClasses(*sequence, lack, b->now)) return;
+    if (lack == Lack::kNothing) continue;
+    if (lack != Lack::kBlocks || !MakeRoomFor(*sequence, b)) return;
   }
 }
 
 Scheduler::Lack Scheduler::Admit(Sequence* s, Building* b) {
-  if (free_slots_.empty()) return Lack::kSlot;
+  if (b->room <= 0 || free_slots_.empty()) return Lack::kSlot;
   // The last token is always computed: its logits are what the first sample is drawn from.
   const bool reuse = !s->spec().return_context_logits || s->context_logits_done;
   const RequestSpec& spec = s->spec();
@@ -313,6 +334,7 @@ Scheduler::Lack Scheduler::Admit(Sequence* s, Building* b) {
   s->scheduled = cached;
   s->slot = free_slots_.back();
   free_slots_.pop_back();
+  --b->room;
   s->state = Sequence::State::kRunning;
   if (!s->admitted_before) {
     s->perf.first_scheduled_ns = b->now;
@@ -472,8 +494,8 @@ std::string Scheduler::CheckIntegrity(const std::vector<const Sequence*>& leavin
       return "a sequence outside the running list holds blocks";
     }
   }
-  if (running_.size() + free_slots_.size() != static_cast<size_t>(config_.max_num_seqs)) {
-    return "running sequences + free slots != max_num_seqs";
+  if (running_.size() + free_slots_.size() != size_t{kSlotsPerSeq} * config_.max_num_seqs) {
+    return "running sequences + free slots != all slots";
   }
   if (!std::is_sorted(running_.begin(), running_.end(), Before)) return "running is not in order";
   return kv_.CheckIntegrity(active);

@@ -54,6 +54,7 @@ class Scheduler {
   // The worker lost everything: what was running waits again, nothing is cached any more.
   void Restart();
 
+  // All that hold a slot, those among them that wait only for steps in flight to let it go.
   const std::vector<Sequence*>& running() const { return running_; }
   const WaitingQueue& waiting() const { return waiting_; }
   KvGroups& kv() { return kv_; }
@@ -79,9 +80,10 @@ class Scheduler {
   void AppendToPlan(Sequence* sequence, int32_t chunk, Building* b);
   void RetainReused(Sequence* sequence, int32_t first, TimeNs now);
   void StoreFullBlocks(Sequence* sequence, TimeNs now);
-  bool MakeRoom(const Sequence* needy);
-  bool Displace(Sequence* victim);
-  bool DisplaceLowerClasses(const Sequence& waiting, Lack lack, TimeNs now);
+  void MakePlaces(Building* b);
+  bool MakeRoom(const Sequence* needy, Building* b);
+  bool MakeRoomFor(const Sequence& waiting, Building* b);
+  bool Displace(Sequence* victim, Building* b);
   bool Fits(const Sequence& sequence, const KvGroups::Match& match, int32_t first_chunk_end) const;
   bool WindowsFit(size_t group, const Sequence& sequence) const;
   void OpenBlocks(Sequence* sequence, const KvGroups::Match& match, bool share, Building* b);

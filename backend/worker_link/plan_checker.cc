@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <numeric>
 
+#include "executor/engine_config.h"
+
 namespace slipstream {
 namespace {
 
 constexpr uint64_t kEmpty = 0x9e3779b97f4a7c15;  // the fingerprint of no tokens
-constexpr int32_t kMaxSlots = 65536;
+constexpr int32_t kMaxSeqs = 65536;
 
 uint64_t Extend(uint64_t fingerprint, int32_t token) {
   uint64_t x = fingerprint ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) + 1);
@@ -80,6 +82,10 @@ Status PlanChecker::CheckShape(const StepPlan& plan) const {
       plan.num_new_blocks.size() != n || plan.flags.size() != n) {
     return Broken("its arrays of sequences differ in length");
   }
+  if (limits_.max_num_seqs > 0 && n > static_cast<size_t>(limits_.max_num_seqs)) {
+    return Broken("it has " + Str(static_cast<int64_t>(n)) + " sequences, max_num_seqs is " +
+                  Str(limits_.max_num_seqs));
+  }
   const auto tokens = std::accumulate(plan.num_tokens.begin(), plan.num_tokens.end(), uint64_t{0});
   if (plan.num_groups != pools_.size()) {
     return Broken("it has " + Str(plan.num_groups) + " KV groups, the model " + Str(pools_.size()));
@@ -132,8 +138,8 @@ Status PlanChecker::Retire(const StepPlan& plan) {
 
 Status PlanChecker::Admit(const StepPlan& plan, const AdmitRecord& record) {
   const std::string name = "slot " + Str(record.slot);
-  const auto max_slots =
-      static_cast<uint32_t>(limits_.max_num_seqs > 0 ? limits_.max_num_seqs : kMaxSlots);
+  const int32_t max_num_seqs = limits_.max_num_seqs > 0 ? limits_.max_num_seqs : kMaxSeqs;
+  const auto max_slots = static_cast<uint32_t>(kSlotsPerSeq * max_num_seqs);
   if (record.slot >= max_slots)
     return Broken(name + " is admitted, the limit is " + Str(max_slots));
   if (record.slot >= slots_.size()) slots_.resize(record.slot + 1);

@@ -32,14 +32,15 @@ struct CheckedSlot {
 // there. So a sequence that is given a block whose content is not exactly that of its own tokens -
 // because reuse, eviction, a copy or preemption went wrong - is found out at the step that does it.
 //
-// Contract, beyond the shapes: step ids grow; slots are admitted before use (with their history)
-// and not while live; retired slots were live; a sequence starts where it stopped or further, if
-// blocks that are appended in this very step hold the positions between; its tokens are the known
-// ones, and "the slot's last token" is named only where that token belongs; blocks cover its
-// positions; a block has one writer, and is shared only once it is full; copies go into blocks
-// appended by this step; sampling happens only after the last known token. In a windowed group all
-// this concerns what the sequence sees: blocks are taken for given up exactly when step.h says so,
-// and what is left out need only be there as far as it is seen.
+// Contract, beyond the shapes: step ids grow; slots are below kSlotsPerSeq times max_num_seqs,
+// admitted before use (with their history) and not while live; retired slots were live; a sequence
+// starts where it stopped or further, if blocks that are appended in this very step hold the
+// positions between; its tokens are the known ones, and "the slot's last token" is named only where
+// that token belongs; blocks cover its positions; a block has one writer, and is shared only once
+// it is full; copies go into blocks appended by this step; sampling happens only after the last
+// known token. In a windowed group all this concerns what the sequence sees: blocks are taken for
+// given up exactly when step.h says so, and what is left out need only be there as far as it is
+// seen.
 class PlanChecker {
  public:
   struct Limits {
@@ -47,7 +48,7 @@ class PlanChecker {
     int32_t max_seq_len = 0;
     int32_t tokens_per_block = 0;
     std::vector<KvGroup> kv_groups;
-    int32_t max_num_seqs = 0;    // 0 = none
+    int32_t max_num_seqs = 0;    // of one step; 0 = none
     int32_t max_num_tokens = 0;  // 0 = none
   };
 

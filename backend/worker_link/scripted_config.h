@@ -41,7 +41,7 @@ struct ScriptedWorkerConfig {
   int32_t num_experts = 0;
 
   // Limits that plans are held to; 0 = none.
-  int32_t max_num_seqs = 0;    // slots
+  int32_t max_num_seqs = 0;    // sequences of one step
   int32_t max_num_tokens = 0;  // tokens of one step
 
   EmitRule emit = EmitRule::kEcho;

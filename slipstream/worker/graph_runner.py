@@ -97,11 +97,12 @@ class GraphRunner(ModelRunner):
         )
         self._max_num_tokens = max_num_tokens
         self._per_block = self.caches[0].shape.tokens_per_block
-        # Slots and tables have one row more than there are sequences, for padding.
-        self._padding = max_num_seqs
-        groups_, _, blocks = self._slots.block_tables.shape
+        self._max_num_seqs = max_num_seqs
+        groups_, num_slots, blocks = self._slots.block_tables.shape
+        # Slots and tables have one row more than the host knows, for padding.
+        self._padding = num_slots
         self._tables = torch.zeros(
-            (groups_, max_num_seqs + 1, blocks), dtype=torch.int32, device=device
+            (groups_, num_slots + 1, blocks), dtype=torch.int32, device=device
         )
         # Mixed graphs are a little larger than any step: see _mixed_shapes.
         largest = StepShape(
@@ -131,7 +132,7 @@ class GraphRunner(ModelRunner):
     def capture(self, progress: Progress = lambda fraction, what: None) -> None:
         """Captures decode steps of every size in ``graph_sizes`` and mixed steps of several sizes,
         largest first, so that all share the memory of the first."""
-        sizes = graph_sizes(self._padding)
+        sizes = graph_sizes(self._max_num_seqs)
         mixed = self._mixed_shapes()
         shapes = [*map(self._decode_shape, sizes), *mixed]
         pool = torch.cuda.graph_pool_handle()
@@ -148,18 +149,18 @@ class GraphRunner(ModelRunner):
         self._decode_sizes, self._mixed = sizes, mixed
 
     def _mixed_shapes(self) -> list[StepShape]:
-        few = min(_FEW_SAMPLES, self._padding)
+        few = min(_FEW_SAMPLES, self._max_num_seqs)
         return [
             StepShape(
                 tokens,
-                min(tokens, self._padding),
+                min(tokens, self._max_num_seqs),
                 -(-tokens // self._kernels.tile_tokens) + _MORE_TILES,
                 samples,
                 self._room_for_blocks(tokens),
             )
             for tokens in _MIXED_TOKENS
             if tokens <= self._max_num_tokens
-            for samples in sorted({few, min(tokens, self._padding)})
+            for samples in sorted({few, min(tokens, self._max_num_seqs)})
         ]
 
     def _decode_shape(self, sequences: int) -> StepShape:
@@ -167,7 +168,7 @@ class GraphRunner(ModelRunner):
 
     def _room_for_blocks(self, tokens: int) -> int:
         """As many as a step of this size fills, of whatever sequences; not those that it reuses."""
-        sequences = min(tokens, self._padding)
+        sequences = min(tokens, self._max_num_seqs)
         return (tokens // self._per_block + sequences) * len(self.groups)
 
     @torch.inference_mode()

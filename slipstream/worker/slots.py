@@ -16,6 +16,11 @@ from slipstream.worker.frames import AdmitFlag, Int32Array, StepPlan
 IntArray = npt.NDArray[np.int64]
 
 
+SLOTS_PER_SEQ = 2
+"""A sequence that has ended, or that gives way, keeps its slot until the steps in flight that name
+it have answered; meanwhile another one takes its place in the steps that follow."""
+
+
 class PlanError(ValueError):
     """A plan that contradicts the plans before it or the model's limits."""
 
@@ -30,7 +35,8 @@ class BlockEntries:
 
 
 class SlotTable:
-    """All slots, ``max_num_seqs`` of them, each with blocks for up to ``max_seq_len`` tokens.
+    """All slots, ``SLOTS_PER_SEQ`` for each sequence of a step, each with blocks for up to
+    ``max_seq_len`` tokens.
 
     ``block_tables``: ``[groups, slots, blocks]``, one table a KV group. What a window has passed
     stays in its table although it belongs to others: masks keep it from being read. ``appended``:
@@ -47,20 +53,22 @@ class SlotTable:
     ) -> None:
         self.tokens_per_block = tokens_per_block
         max_blocks = -(-max_seq_len // tokens_per_block)
-        self.block_tables = np.zeros((num_groups, max_num_seqs, max_blocks), np.int32)
-        self.num_blocks = np.zeros(max_num_seqs, np.int64)
-        self.admitted = np.zeros(max_num_seqs, np.bool_)
-        self.prompt_len = np.zeros(max_num_seqs, np.int64)
-        self.generation_logits = np.zeros(max_num_seqs, np.bool_)
-        self.last_token = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
+        num_slots = SLOTS_PER_SEQ * max_num_seqs
+        self.max_num_seqs = max_num_seqs
+        self.block_tables = np.zeros((num_groups, num_slots, max_blocks), np.int32)
+        self.num_blocks = np.zeros(num_slots, np.int64)
+        self.admitted = np.zeros(num_slots, np.bool_)
+        self.prompt_len = np.zeros(num_slots, np.int64)
+        self.generation_logits = np.zeros(num_slots, np.bool_)
+        self.last_token = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
         self.appended: BlockEntries | None = None
-        self.sampling = SamplingSlots(max_num_seqs)
+        self.sampling = SamplingSlots(num_slots)
 
     def apply(self, plan: StepPlan) -> IntArray:
         """Retires, admits and appends new blocks; returns the plan's slots as int64.
 
-        Raises PlanError for slots out of range or not admitted, and for block tables that do not
-        cover the positions of the step.
+        Raises PlanError for more sequences than a step may have, for slots out of range or not
+        admitted, and for block tables that do not cover the positions of the step.
         """
         for slot in plan.retired.tolist():
             self._check_range(slot)
@@ -69,6 +77,11 @@ class SlotTable:
         for record in plan.admitted:
             self._admit(record, plan.aux)
         slots = plan.slot.astype(np.int64)
+        if slots.size > self.max_num_seqs:
+            raise PlanError(
+                f"step {plan.step_id} has {slots.size} sequences, max_num_seqs is "
+                f"{self.max_num_seqs}"
+            )
         if slots.size and slots.max() >= self.admitted.size:
             self._check_range(int(slots.max()))
         if not self.admitted[slots].all():
@@ -115,7 +128,7 @@ class SlotTable:
 
     def _check_range(self, slot: int) -> None:
         if slot >= self.admitted.size:
-            raise PlanError(f"slot {slot} is out of range, max_num_seqs is {self.admitted.size}")
+            raise PlanError(f"slot {slot} is out of range, there are {self.admitted.size}")
 
 
 def sampling_params(record: np.void, aux: Int32Array) -> SamplingParams:

@@ -544,18 +544,36 @@ TEST_CASE("under max_utilization as many of lower classes give way as better one
     better.priority = id == 7 ? 9 : 0;
     REQUIRE(f.Submit(id, std::move(better)).ok());
   }
-  REQUIRE(f.Build());
-  CHECK(f.plan.num_seqs() == 4);  // those that run go on in it: nobody knows yet that they give way
+  REQUIRE(f.Build());  // at once, in spare slots: those that give way are named by a step in flight
+  CHECK(f.plan.slot == std::vector<uint32_t>{0, 1, 4, 5});
+  CHECK(f.plan.num_tokens == std::vector<uint32_t>{1, 1, 2, 2});
+  CHECK(f.plan.retired.empty());
   std::swap(in_flight, f.plan);
   f.Answer(f.plan);
-  REQUIRE(f.Build());
-  CHECK(f.plan.num_seqs() == 2);  // neither of the two that give way
-  CHECK(f.Metrics().preemptions == 0);
-  f.Answer(in_flight);
-  in_flight = f.plan;
   CHECK(f.Metrics().preemptions == 2);
+  REQUIRE(f.Build());  // the two better ones need no further step
+  CHECK(f.plan.retired == std::vector<uint32_t>{2, 3});
+  CHECK(f.plan.slot == std::vector<uint32_t>{0, 1, 3, 2});
+}
+
+TEST_CASE("the place of a sequence that has ended is taken before its last step has answered") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_num_seqs = 1;
+  config.pipeline_depth = 2;
+  EngineFixture f(config);
+  RequestSpec stops = f.Spec({1, 2}, 20);
+  stops.end_ids = {f.next};
+  REQUIRE(f.Submit(1, std::move(stops)).ok());
+  REQUIRE(f.Submit(2, f.Spec({3, 4, 5}, 1)).ok());
   REQUIRE(f.Build());
-  CHECK(f.plan.num_tokens == std::vector<uint32_t>{1, 1, 2, 2});  // both at once
+  const StepPlan first = f.plan;
+  REQUIRE(f.Build());
+  CHECK(f.plan.slot == std::vector<uint32_t>{0});
+  f.Answer(first);  // the end id; the second step names it still
+  REQUIRE(f.Build());
+  CHECK(f.plan.slot == std::vector<uint32_t>{1});
+  CHECK(f.plan.retired.empty());
+  CHECK(f.Metrics().running == 1);
 }
 
 TEST_CASE("under max_utilization as many of lower classes give way as hold the blocks wanted") {

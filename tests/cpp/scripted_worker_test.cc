@@ -224,8 +224,12 @@ TEST_CASE("scripted model: what breaks the contract") {
     what = "slot 0 is admitted while it is live";
   }
   SUBCASE("slot out of range") {
-    next.Admit(4, {1}).Run(4, 0, {1}, {2});
-    what = "slot 4 is admitted, the limit is 4";
+    next.Admit(8, {1}).Run(8, 0, {1}, {2});
+    what = "slot 8 is admitted, the limit is 8";
+  }
+  SUBCASE("too many sequences") {
+    for (uint32_t slot = 1; slot <= 5; ++slot) next.Admit(slot, {1}).Run(slot, 0, {1}, {});
+    what = "it has 5 sequences, max_num_seqs is 4";
   }
   SUBCASE("scheduled twice") {
     next.Run(0, 6, {kTokenFromSlot}, {}).Run(0, 7, {1}, {});

@@ -27,7 +27,7 @@ Fairness::Fairness(const Workload& workload)
       max_step_(workload.max_step),
       watchdog_(int64_t{1000000} * workload.config.watchdog_ms),
       stall_bound_(StallBound(workload)),
-      by_slot_(workload.config.max_num_seqs) {}
+      by_slot_(kSlotsPerSeq * workload.config.max_num_seqs) {}
 
 void Fairness::OnAccepted(RequestId id, const RequestSpec& spec, TimeNs now) {
   Track track;

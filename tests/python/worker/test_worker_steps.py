@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -157,9 +159,13 @@ def test_a_plan_without_sequences_only_changes_slots(driver):
     ("plan", "message"),
     [
         (PlanBuilder().seq(3, [1], 0, [0]), r"step 1 names slots \[3\], which are not admitted"),
-        (PlanBuilder().admit(64), "slot 64 is out of range, max_num_seqs is 64"),
-        (PlanBuilder().retire(99), "slot 99 is out of range, max_num_seqs is 64"),
-        (PlanBuilder().seq(64, [1], 0, [0]), "slot 64 is out of range"),
+        (PlanBuilder().admit(128), "slot 128 is out of range, there are 128"),
+        (PlanBuilder().retire(199), "slot 199 is out of range, there are 128"),
+        (PlanBuilder().seq(128, [1], 0, [0]), "slot 128 is out of range"),
+        (
+            functools.reduce(lambda plan, i: plan.seq(i, [1], 0, [0]), range(65), PlanBuilder()),
+            "step 1 has 65 sequences, max_num_seqs is 64",
+        ),
         (
             PlanBuilder().admit(0).seq(0, [1] * 5, 0, [0]),
             r"blocks of slots \[0\] do not cover its tokens",
