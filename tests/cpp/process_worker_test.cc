@@ -439,7 +439,7 @@ TEST_CASE("process worker: Interrupt ends one start, the one that waits or the n
   CHECK(info.status().message() == "the start of the worker was interrupted");
 }
 
-TEST_CASE("process worker: kill -9 shows within milliseconds, and a restart serves again") {
+TEST_CASE("process worker: kill -9 shows at once, and a restart serves again") {
   ProcessWorker worker(Config("serve"));
   REQUIRE(worker.Start(nullptr).ok());
   REQUIRE(worker.Send(Plan(1, 1)).ok());
@@ -449,7 +449,7 @@ TEST_CASE("process worker: kill -9 shows within milliseconds, and a restart serv
   const int64_t begin_ns = MonotonicNs();
   REQUIRE(::kill(worker.pid(), SIGKILL) == 0);
   REQUIRE(AwaitReply(&worker, &result, &why) == WorkerPort::Reply::kFailed);
-  CHECK(MonotonicNs() - begin_ns < 400000000);
+  CHECK(MonotonicNs() - begin_ns < kLong * 1'000'000 / 2);
   CHECK(why == "the worker died: killed by signal 9 (Killed)");
   CHECK_FALSE(worker.Send(Plan(2, 1)).ok());
   REQUIRE(worker.Start(nullptr).ok());
@@ -490,13 +490,14 @@ TEST_CASE("process worker: an ERROR frame ends it with the worker's words") {
 TEST_CASE("process worker: a worker that takes no bytes fails Send, one that hangs is stopped") {
   ProcessWorkerConfig config = Config("stuck");
   config.send_timeout_ms = 100;
+  config.stop_grace_ms = kLong;
   ProcessWorker worker(config);
   REQUIRE(worker.Start(nullptr).ok());
   CHECK(worker.Send(Plan(1, 1, 8 << 20)).message() ==
         "the worker: the peer does not read from its socket");
   const int64_t begin_ns = MonotonicNs();
   worker.Stop();
-  CHECK(MonotonicNs() - begin_ns < 1000000000);
+  CHECK(MonotonicNs() - begin_ns < kLong * 1'000'000 / 2);
   CHECK_FALSE(HasChildren());
 }
 
