@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: Slipstream contributors
 // SPDX-License-Identifier: Apache-2.0
 #include "worker_link/process_worker.h"
+#include "worker_hello.h"
 
 #include <dirent.h>
 #include <doctest/doctest.h>
@@ -14,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "worker_hello.h"
 #include "worker_link/child_process.h"
 
 namespace slipstream {
@@ -95,26 +97,6 @@ while True:
     result(payload, 4000000 if how == "large" else 0)
 )";
 
-nlohmann::json Group(const char* kind, int window, int num_blocks) {
-  return {{"kind", kind}, {"window", window}, {"num_blocks", num_blocks}, {"bytes_per_block", 64}};
-}
-
-nlohmann::json Hello() {
-  return {{"vocab_size", 2000},
-          {"max_seq_len", 128},
-          {"tokens_per_block", 8},
-          {"kv_groups", {Group("full", 0, 16), Group("sliding", 24, 9)}},
-          {"end_ids", {2, 3}},
-          {"pad_id", -1},
-          {"wants_history", true},
-          {"token_table", nlohmann::json::binary({1, 2, 3})},
-          {"model_name", "test"},
-          {"device", "cpu"},
-          {"weight_bytes", 5000000000},
-          {"expert_layers", {1, 4}},
-          {"num_experts", 2}};
-}
-
 std::string Hex(const std::vector<uint8_t>& bytes) {
   std::string hex;
   for (const uint8_t byte : bytes) {
@@ -124,7 +106,7 @@ std::string Hex(const std::vector<uint8_t>& bytes) {
   return hex;
 }
 
-ProcessWorkerConfig Config(const std::string& how, const nlohmann::json& hello = Hello()) {
+ProcessWorkerConfig Config(const std::string& how, const nlohmann::json& hello = WorkerHello()) {
   ProcessWorkerConfig config;
   config.args = {"-c", kWorkerScript, Hex(nlohmann::json::to_msgpack(hello)), how};
   config.load_timeout_ms = kLong;
@@ -369,7 +351,7 @@ TEST_CASE("process worker: a restart may take no longer than starts do") {
 
 TEST_CASE("process worker: a failed start says why") {
   std::string how, expected;
-  nlohmann::json hello = Hello();
+  nlohmann::json hello = WorkerHello();
   int64_t load_timeout_ms = kLong;
   SUBCASE("exit") {
     how = "exit";
