@@ -112,8 +112,11 @@ std::vector<std::string> Seeds() {
   const std::string result = FrameOf(FrameType::kResult, std::string(2500, 'r'));
   std::string many;  // more than a buffer holds
   for (int i = 0; i < 25; ++i) many += result;
-  return {Seed({}, progress + result), Seed({3, 20, 1, 1}, progress + progress),
-          Seed({100, 2000}, result + progress), Seed({2600, 30000}, many),
+  return {Seed({}, progress + result),
+          Seed({3, 20, 1, 1}, progress + progress),
+          Seed({100, 2000}, result + progress),
+          Seed({2600, 30000}, many),
+          Seed({40000, 1000}, many),
           Seed({16}, FrameOf(FrameType::kShutdown, "\x80") + FrameOf(FrameType::kError, ""))};
 }
 

@@ -167,7 +167,13 @@ std::vector<RequestSpec> PipelineRequests() {
     spec.inputs = {InStrings("text_input", {1, 1}, {text}), In<int32_t>("max_tokens", {1, 1}, {3})};
     return spec;
   };
-  std::vector<RequestSpec> all = {ask("a"), ask("a fox"), ask("b"), ask(""), ask("c"), ask("d")};
+  std::vector<RequestSpec> all = {ask("a"),
+                                  ask("a fox"),
+                                  ask("b"),
+                                  ask(""),
+                                  ask("c"),
+                                  ask("d"),
+                                  ask(std::string(50, 'x') + std::string(50, 'y'))};
   AddSampling(Role::kPipeline, &all[1]);
   AddText(Role::kPipeline, &all[4]);
   AddLogits(Role::kPipeline, &all[5]);
@@ -179,6 +185,11 @@ std::vector<RequestSpec> PipelineRequests() {
   all[3].inputs.push_back(
       InStrings("messages", {1, 1}, {R"([{"role": "user", "content": "hi"}])"}));
   all[3].inputs.push_back(InStrings("chat_options", {1, 1}, {R"({"tools": []})"}));
+  RequestSpec batch;
+  batch.inputs = {InStrings("text_input", {2, 1}, {"a", "bc"}),
+                  In<int32_t>("max_tokens", {2, 1}, {1, 2}),
+                  In<float>("temperature", {2, 1}, {0.5f, 1.0f})};
+  all.push_back(batch);
   return all;
 }
 
@@ -254,6 +265,7 @@ std::string PackRequest(Role role, const RequestSpec& spec) {
   }
   out.Byte(spec.outputs.size());
   for (const std::string& name : spec.outputs) PackName(outputs, name, &out);
+  out.Byte(spec.parameters.size());
   for (const auto& [key, value] : spec.parameters) {
     PackName(kParameters, key, &out);
     out.Text(value);
@@ -274,7 +286,7 @@ RequestSpec UnpackRequest(Role role, InputBytes* in) {
     spec.outputs.push_back(UnpackName(outputs, in));
   }
   if (spec.outputs.empty()) spec.outputs = outputs;  // as when the client names none
-  for (int left = 4; left > 0 && !in->empty(); --left) {
+  for (size_t left = in->Below(8); left > 0; --left) {
     std::string key = UnpackName(kParameters, in);
     spec.parameters[std::move(key)] = in->Text();
   }
