@@ -2,7 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/model_config.h"
 
+#include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+
 #include "triton/error.h"
 
 namespace slipstream::triton {
@@ -10,11 +15,17 @@ namespace {
 
 using nlohmann::json;
 
-// Protobuf writes int64 as strings in JSON.
-int64_t ReadInt(const json& object, const char* key) {
+// An int32, which protobuf may write as a string in JSON. Throws what FromJson tells.
+int32_t ReadInt(const json& object, const char* key) {
   const auto field = object.find(key);
   if (field == object.end()) return 0;
-  return field->is_string() ? std::stoll(field->get<std::string>()) : field->get<int64_t>();
+  const double value = field->is_string()
+                           ? static_cast<double>(std::stoll(field->get<std::string>()))
+                           : field->get<double>();
+  if (value < std::numeric_limits<int32_t>::min() || value > std::numeric_limits<int32_t>::max()) {
+    throw std::out_of_range(std::string(key) + " is " + field->dump() + ", which is no int32");
+  }
+  return static_cast<int32_t>(value);
 }
 
 std::vector<DeclaredTensor> ReadTensors(const json& config, const char* key) {
@@ -46,6 +57,9 @@ ModelConfig Read(const json& config) {
   int64_t instances = 0;
   for (const json& group : config.value("instance_group", json::array())) {
     instances += ReadInt(group, "count");
+  }
+  if (instances > std::numeric_limits<int>::max()) {
+    throw std::out_of_range("instance_group has " + std::to_string(instances) + " instances");
   }
   if (instances > 0) result.instance_count = static_cast<int>(instances);
   result.inputs = ReadTensors(config, "input");

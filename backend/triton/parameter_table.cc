@@ -35,7 +35,7 @@ StatusOr<int64_t> ParseInt(std::string_view key, const std::string& value, int64
   errno = 0;
   const long long number = std::strtoll(text.c_str(), &end, 10);
   const std::string range = std::to_string(min) + " .. " + std::to_string(max);
-  if (text.empty() || *end != '\0' || errno != 0) {
+  if (text.empty() || end != text.c_str() + text.size() || errno != 0) {
     return Bad(key, value, "is not a whole number; allowed: " + range);
   }
   if (number < min || number > max) return Bad(key, value, "is outside " + range);
@@ -48,7 +48,7 @@ StatusOr<double> ParseFloat(std::string_view key, const std::string& value, doub
   char* end = nullptr;
   const double number = std::strtod(text.c_str(), &end);
   const std::string range = std::to_string(min) + " .. " + std::to_string(max);
-  if (text.empty() || *end != '\0' || !std::isfinite(number)) {
+  if (text.empty() || end != text.c_str() + text.size() || !std::isfinite(number)) {
     return Bad(key, value, "is not a number; allowed: " + range);
   }
   if (number < min || number > max) return Bad(key, value, "is outside " + range);

@@ -59,6 +59,11 @@ StatusOr<TokenizerInfo> ParseTokenizerHello(const json& hello) {
   return info;
 }
 
+Status CheckReplyId(const json& map, int64_t id) {
+  const auto found = map.find("id");
+  return found != map.end() && *found == id ? Status::Ok() : Malformed();
+}
+
 StatusOr<TokenizerReply> ParseTokenizerReply(const json& map, const TokenizerRequest& request) {
   if (const auto error = map.find("error"); error != map.end()) return ReadError(*error);
   TokenizerReply reply;

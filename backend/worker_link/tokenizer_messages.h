@@ -42,12 +42,15 @@ struct TokenizerReply {
   std::map<std::string, std::vector<std::vector<int32_t>>> words;  // as many as were asked for
 };
 
-// The msgpack maps between here and a tokenizer process, without the id that goes with them.
+// The msgpack maps between here and a tokenizer process; ToMap is without the id that goes with it.
 
 nlohmann::json ToMap(const TokenizerRequest& request);
 
 // kInternal names the key at fault.
 StatusOr<TokenizerInfo> ParseTokenizerHello(const nlohmann::json& hello);
+
+// kInternal unless a REPLY is the one to the REQUEST with this id.
+Status CheckReplyId(const nlohmann::json& map, int64_t id);
 
 // The answer to `request`. kInvalidArgument and kUnsupported are the process's own words on the
 // request; kInternal: it failed, or its answer is none.

@@ -13,8 +13,6 @@ namespace {
 
 using nlohmann::json;
 
-Status MalformedReply() { return Status::Internal("the tokenizer process's reply is malformed"); }
-
 int64_t LeftMs(int64_t deadline_ns) {
   return std::max<int64_t>(0, (deadline_ns - MonotonicNs()) / 1000000);
 }
@@ -171,7 +169,8 @@ StatusOr<json> TokenizerPool::AwaitReply(ChildLink* link, int64_t id, int64_t de
   if (frame.type == FrameType::kError) return link->TakeError(frame);
   if (frame.type != FrameType::kReply) return link->Unexpected(frame);
   StatusOr<json> map = ParseMap(frame);
-  if (map.ok() && (!map->contains("id") || (*map)["id"] != id)) return MalformedReply();
+  if (!map.ok()) return map;
+  if (Status s = CheckReplyId(*map, id); !s.ok()) return s;
   return map;
 }
 

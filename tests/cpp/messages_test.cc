@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "worker_hello.h"
 #include "worker_link/bounded_json.h"
 #include "worker_link/tokenizer_messages.h"
 #include "worker_link/worker_messages.h"
@@ -19,25 +20,6 @@ std::string Nested(size_t levels) { return std::string(levels, '[') + std::strin
 
 StatusOr<json> FromPacked(const std::string& bytes) {
   return ParseMsgpack(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
-}
-
-json Hello() {
-  return {
-      {"vocab_size", 100},
-      {"max_seq_len", 128},
-      {"tokens_per_block", 4},
-      {"end_ids", {2u}},
-      {"pad_id", -1},
-      {"wants_history", false},
-      {"token_table", json::binary({})},
-      {"model_name", "m"},
-      {"device", "cpu"},
-      {"weight_bytes", 1000},
-      {"expert_layers", json::array()},
-      {"num_experts", 0},
-      {"kv_groups",
-       json::array(
-           {{{"kind", "full"}, {"window", 0}, {"num_blocks", 64}, {"bytes_per_block", 4096}}})}};
 }
 
 json Ids(size_t count) { return json::binary(std::vector<uint8_t>(4 * count)); }
@@ -64,7 +46,7 @@ TEST_CASE("bounded json: wide is not deep") {
 }
 
 TEST_CASE("worker messages: a HELLO without a group of KV is refused") {
-  json hello = Hello();
+  json hello = WorkerHello();
   REQUIRE(ParseWorkerHello(hello).ok());
   hello["kv_groups"] = json::array();
   const auto info = ParseWorkerHello(hello);

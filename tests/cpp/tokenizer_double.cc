@@ -25,6 +25,27 @@ json Ids(const std::string& text) {
   return json::binary(bytes);
 }
 
+// Every byte is the token of its number.
+json Table() {
+  constexpr uint32_t kCount = 256;
+  std::vector<uint8_t> data;
+  std::vector<uint8_t> offsets;
+  for (uint32_t id = 0; id <= kCount; ++id) {
+    if (id < kCount) data.push_back(static_cast<uint8_t>(id));
+    for (int shift = 0; shift < 32; shift += 8) {
+      offsets.push_back(static_cast<uint8_t>(id >> shift));
+    }
+  }
+  const json table = {{"format", "slipstream.token_table"},
+                      {"version", 1},
+                      {"joiner", "byte_level"},
+                      {"count", kCount},
+                      {"flags", json::binary(std::vector<uint8_t>(kCount, 1))},
+                      {"offsets", json::binary(offsets)},
+                      {"data", json::binary(data)}};
+  return json::binary(json::to_msgpack(table));
+}
+
 json Answer(const json& request) {
   json words = json::object();
   for (const auto& [name, list] : request.at("words").items()) {
@@ -41,12 +62,8 @@ json Answer(const json& request) {
 
 int RunTokenizerDouble() {
   Channel channel{UniqueFd(kLinkFd)};
-  const json hello = {{"vocab_size", 256},
-                      {"eos_id", -1},
-                      {"pad_id", -1},
-                      {"bos_id", -1},
-                      {"token_table", json::binary({})},
-                      {"has_chat_template", false}};
+  const json hello = {{"vocab_size", 256}, {"eos_id", -1},           {"pad_id", -1},
+                      {"bos_id", -1},      {"token_table", Table()}, {"has_chat_template", false}};
   if (!channel.WriteMap(FrameType::kHello, hello, kTimeoutMs).ok()) return 1;
   for (;;) {
     Frame frame;

@@ -93,7 +93,7 @@ class Crowd {
 
   // Whether every gauge shows an idle model, soon.
   bool IsAtRest() const {
-    for (int i = 0; i < 2000; ++i) {
+    for (int i = 0; i < 20000; ++i) {
       auto samples = host::Metrics("llm");
       double busy = 0;
       for (const char* name : {"slipstream_running", "slipstream_waiting",

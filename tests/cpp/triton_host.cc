@@ -3,6 +3,7 @@
 #include "triton_host.h"
 
 #include <chrono>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "allocation_faults.h"
@@ -27,10 +28,19 @@ struct TRITONBACKEND_ModelInstance {
 struct TRITONBACKEND_Input {
   host::Output tensor;
 };
+struct HostParameter {
+  std::string key;
+  std::string text;
+  TRITONSERVER_ParameterType type = TRITONSERVER_PARAMETER_STRING;
+  int64_t number = 0;
+  double real = 0;
+  bool flag = false;
+};
 struct TRITONBACKEND_Request {
   host::RequestSpec spec;
   std::shared_ptr<host::Client> client;
   std::vector<std::unique_ptr<TRITONBACKEND_Input>> inputs;
+  std::vector<HostParameter> parameters;
 };
 struct TRITONBACKEND_ResponseFactory {
   std::shared_ptr<host::Client> client;
@@ -49,6 +59,22 @@ std::atomic<int> g_requests{0};
 std::atomic<int> g_factories{0};
 std::atomic<int> g_responses{0};
 std::atomic<int> g_errors{0};
+
+// What is written like a number or a boolean is one, as clients send it.
+HostParameter Typed(const std::string& key, const std::string& text) {
+  HostParameter parameter{key, text};
+  parameter.number = std::strtoll(text.c_str(), nullptr, 10);
+  parameter.real = std::strtod(text.c_str(), nullptr);
+  parameter.flag = text == "true";
+  if (text == std::to_string(parameter.number)) {
+    parameter.type = TRITONSERVER_PARAMETER_INT;
+  } else if (text == std::to_string(parameter.real)) {
+    parameter.type = TRITONSERVER_PARAMETER_DOUBLE;
+  } else if (text == "true" || text == "false") {
+    parameter.type = TRITONSERVER_PARAMETER_BOOL;
+  }
+  return parameter;
+}
 
 }  // namespace
 
@@ -95,10 +121,11 @@ std::vector<Response> Client::responses() const {
 }
 
 TRITONBACKEND_Request* NewRequest(const RequestSpec& spec, const std::shared_ptr<Client>& client) {
-  auto* request = new TRITONBACKEND_Request{spec, client, {}};
+  auto* request = new TRITONBACKEND_Request{spec, client, {}, {}};
   for (const Output& input : spec.inputs) {
     request->inputs.push_back(std::make_unique<TRITONBACKEND_Input>(TRITONBACKEND_Input{input}));
   }
+  for (const auto& [key, text] : spec.parameters) request->parameters.push_back(Typed(key, text));
   ++g_requests;
   return request;
 }
@@ -221,7 +248,7 @@ TRITONSERVER_Error* TRITONBACKEND_InferenceRequestTimeoutMicroseconds(
 TRITONSERVER_Error* TRITONBACKEND_RequestParameterCount(TRITONBACKEND_Request* request,
                                                         uint32_t* count) {
   const FaultPause pause;
-  *count = static_cast<uint32_t>(request->spec.parameters.size());
+  *count = static_cast<uint32_t>(request->parameters.size());
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestParameter(TRITONBACKEND_Request* request,
@@ -229,10 +256,13 @@ TRITONSERVER_Error* TRITONBACKEND_RequestParameter(TRITONBACKEND_Request* reques
                                                    TRITONSERVER_ParameterType* type,
                                                    const void** vvalue) {
   const FaultPause pause;
-  const auto entry = std::next(request->spec.parameters.begin(), index);
-  *key = entry->first.c_str();
-  *type = TRITONSERVER_PARAMETER_STRING;
-  *vvalue = entry->second.c_str();
+  const HostParameter& parameter = request->parameters[index];
+  *key = parameter.key.c_str();
+  *type = parameter.type;
+  *vvalue = parameter.text.c_str();
+  if (parameter.type == TRITONSERVER_PARAMETER_INT) *vvalue = &parameter.number;
+  if (parameter.type == TRITONSERVER_PARAMETER_DOUBLE) *vvalue = &parameter.real;
+  if (parameter.type == TRITONSERVER_PARAMETER_BOOL) *vvalue = &parameter.flag;
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request* request,

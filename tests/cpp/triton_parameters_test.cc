@@ -137,6 +137,15 @@ TEST_CASE("model config: empty values and unfilled placeholders mean unset") {
   CHECK(config->inputs[0].dtype == "INT32");
   CHECK(config->parameters == ParameterMap{{"role", "llm"}, {"dtype", "auto"}});
   CHECK_FALSE(ModelConfig::FromJson("{").ok());
+  const auto error = [](const std::string& groups) {
+    return ModelConfig::FromJson(R"({"instance_group": )" + groups + "}").status().message();
+  };
+  CHECK(error(R"([{"count": 4294967296}])") ==
+        "model configuration: count is 4294967296, which is no int32");
+  CHECK(error(R"([{"count": "-2147483649"}])") ==
+        "model configuration: count is \"-2147483649\", which is no int32");
+  CHECK(error(R"([{"count": 2147483647}, {"count": 1}])") ==
+        "model configuration: instance_group has 2147483648 instances");
 }
 
 }  // namespace

@@ -11,9 +11,10 @@ namespace slipstream::fuzz {
 
 const std::vector<FuzzTarget>& FuzzTargets() {
   static const std::vector<FuzzTarget> targets = {
-      WordListTarget(),       StepResultTarget(),  WorkerMapsTarget(),      TokenizerMapsTarget(),
-      TokenTableTarget(),     StopStringsTarget(), ParametersTarget(),      ModelConfigTarget(),
-      ScriptedConfigTarget(), LlmRequestTarget(),  PipelineRequestTarget(), BackendTarget()};
+      WordListTarget(),      ChannelTarget(),        StepResultTarget(),  WorkerMapsTarget(),
+      TokenizerMapsTarget(), TokenTableTarget(),     StopStringsTarget(), ParametersTarget(),
+      ModelConfigTarget(),   ScriptedConfigTarget(), LlmRequestTarget(),  PipelineRequestTarget(),
+      BackendTarget()};
   return targets;
 }
 

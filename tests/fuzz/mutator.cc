@@ -5,6 +5,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "tree_mutator.h"
+
 namespace slipstream::fuzz {
 namespace {
 
@@ -64,6 +66,7 @@ void Change(std::string* text, const std::vector<std::string>& seeds, Dice* dice
 
 std::string Mutant(const std::vector<std::string>& seeds, Dice* dice) {
   std::string text = seeds[Index(dice, seeds.size())];
+  if (dice->Chance(0.4) && ChangeTree(&text, dice) && dice->Chance(0.8)) return text;
   for (int32_t left = dice->Pick({0, 1, 1, 2, 3, 8, 32}); left > 0; --left) {
     Change(&text, seeds, dice);
   }

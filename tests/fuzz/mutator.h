@@ -10,7 +10,8 @@
 namespace slipstream::fuzz {
 
 // One of `seeds` after a few random changes: bits, bytes, numbers at their extremes, pieces left
-// out, repeated or taken from another seed. For where there is no libFuzzer.
+// out, repeated or taken from another seed, in maps also whole values. For where there is no
+// libFuzzer.
 std::string Mutant(const std::vector<std::string>& seeds, simulation::Dice* dice);
 
 }  // namespace slipstream::fuzz

@@ -62,35 +62,63 @@ Output UnpackTensor(const std::vector<std::string>& names, InputBytes* in) {
   return tensor;
 }
 
+// Adds those of `inputs` that the role knows.
+void AddKnown(Role role, std::vector<Output> inputs, RequestSpec* spec) {
+  for (Output& input : inputs) {
+    if (FindRow(InputRows(role), input.name) != nullptr) spec->inputs.push_back(std::move(input));
+  }
+}
+
+Output Float(const char* name, float value) { return In<float>(name, {1, 1}, {value}); }
+Output Int(const char* name, int32_t value) { return In<int32_t>(name, {1, 1}, {value}); }
+
 void AddSampling(Role role, RequestSpec* spec) {
-  const bool text = role == Role::kPipeline;
-  const auto floats = [&](const char* name, float value) {
-    spec->inputs.push_back(In<float>(name, {1, 1}, {value}));
-  };
-  const auto ints = [&](const char* name, int32_t value) {
-    spec->inputs.push_back(In<int32_t>(name, {1, 1}, {value}));
-  };
-  floats("temperature", 0.7f);
-  ints(text ? "top_k" : "runtime_top_k", 5);
-  floats(text ? "top_p" : "runtime_top_p", 0.9f);
-  floats("min_p", 0.1f);
-  floats("repetition_penalty", 1.1f);
-  floats("presence_penalty", 0.5f);
-  floats("frequency_penalty", -0.5f);
-  ints("prompt_ignore_length", 1);
-  ints("min_tokens", 1);
-  ints("end_id", 2);
-  ints("pad_id", 0);
-  ints("beam_width", 1);
-  ints("priority", 3);
-  ints("timeout_ms", 20000);
-  ints("num_logprobs", 2);
-  ints("num_return_sequences", 1);
-  spec->inputs.push_back(In<uint64_t>("seed", {1, 1}, {7}));
-  spec->inputs.push_back(InStrings("cache_salt", {1, 1}, {"salt"}));
-  for (const char* flag : {"return_log_probs", "return_finish_reason", "return_usage",
-                           "exclude_input_in_output", "return_perf_metrics"}) {
-    spec->inputs.push_back(InBool(flag, true));
+  AddKnown(role,
+           {Float("temperature", 0.7f),
+            Int("runtime_top_k", 5),
+            Int("top_k", 5),
+            Float("runtime_top_p", 0.9f),
+            Float("top_p", 0.9f),
+            Float("runtime_top_p_min", 0.1f),
+            Float("runtime_top_p_decay", 0.5f),
+            Int("runtime_top_p_reset_ids", 5),
+            Float("min_p", 0.1f),
+            Float("repetition_penalty", 1.1f),
+            Float("presence_penalty", 0.5f),
+            Float("frequency_penalty", -0.5f),
+            Int("prompt_ignore_length", 1),
+            Int("min_tokens", 1),
+            Int("min_length", 1),
+            Int("end_id", 2),
+            Int("pad_id", 0),
+            Int("beam_width", 1),
+            Int("priority", 3),
+            Int("timeout_ms", 20000),
+            Int("num_logprobs", 2),
+            Int("num_return_sequences", 1),
+            In<uint64_t>("seed", {1, 1}, {7}),
+            InStrings("cache_salt", {1, 1}, {"salt"})},
+           spec);
+  for (const char* flag :
+       {"return_log_probs", "return_finish_reason", "return_usage", "exclude_input_in_output",
+        "return_perf_metrics", "return_num_input_tokens", "return_num_output_tokens"}) {
+    AddKnown(role, {InBool(flag, true)}, spec);
+  }
+}
+
+void AddText(Role role, RequestSpec* spec) {
+  AddKnown(
+      role,
+      {InStrings("stop_strings", {1, 2}, {"end", "\n\n"}),
+       InStrings("stop_words", {1, 2}, {"end", "\n\n"}), InBool("include_stop_in_output", true),
+       InBool("return_text", true), InBool("skip_special_tokens", false)},
+      spec);
+}
+
+void AddLogits(Role role, RequestSpec* spec) {
+  for (const char* flag :
+       {"return_context_logits", "return_generation_logits", "return_kv_cache_reuse_stats"}) {
+    AddKnown(role, {InBool(flag, true)}, spec);
   }
 }
 
@@ -104,9 +132,11 @@ RequestSpec Prompt(const std::vector<int32_t>& ids, int32_t max_tokens) {
 }
 
 std::vector<RequestSpec> LlmRequests() {
-  std::vector<RequestSpec> all = {Prompt({5}, 1), Prompt({5, 6, 7}, 4), Prompt({5, 6}, 3),
-                                  Prompt({9, 9, 9, 9}, 2)};
+  std::vector<RequestSpec> all = {Prompt({5}, 1),          Prompt({5, 6, 7}, 4), Prompt({5, 6}, 3),
+                                  Prompt({9, 9, 9, 9}, 2), Prompt({1, 2}, 4),    Prompt({3}, 2)};
   AddSampling(Role::kLlm, &all[1]);
+  AddText(Role::kLlm, &all[4]);
+  AddLogits(Role::kLlm, &all[5]);
   auto& words = all[2].inputs;
   words.push_back(In<int32_t>("stop_words_list", {1, 2, 2}, {5, 6, 1, 2}));
   words.push_back(In<int32_t>("bad_words_list", {1, 2, 1}, {7, 1}));
@@ -118,6 +148,7 @@ std::vector<RequestSpec> LlmRequests() {
   retention.push_back(In<int32_t>("retention_token_range_priorities", {1, 1}, {50}));
   retention.push_back(In<int32_t>("retention_token_range_durations_ms", {1, 1}, {-1}));
   retention.push_back(In<int32_t>("retention_decode_priority", {1, 1}, {80}));
+  retention.push_back(In<int32_t>("retention_decode_duration_ms", {1, 1}, {1000}));
   RequestSpec batch;
   batch.inputs = {In<int32_t>("input_ids", {2, 3}, {5, 6, 0, 7, 8, 9}),
                   In<int32_t>("input_lengths", {2, 1}, {2, 3}),
@@ -136,8 +167,16 @@ std::vector<RequestSpec> PipelineRequests() {
     spec.inputs = {InStrings("text_input", {1, 1}, {text}), In<int32_t>("max_tokens", {1, 1}, {3})};
     return spec;
   };
-  std::vector<RequestSpec> all = {ask("a"), ask("a fox"), ask("b"), ask("")};
+  std::vector<RequestSpec> all = {ask("a"),
+                                  ask("a fox"),
+                                  ask("b"),
+                                  ask(""),
+                                  ask("c"),
+                                  ask("d"),
+                                  ask(std::string(50, 'x') + std::string(50, 'y'))};
   AddSampling(Role::kPipeline, &all[1]);
+  AddText(Role::kPipeline, &all[4]);
+  AddLogits(Role::kPipeline, &all[5]);
   auto& words = all[2].inputs;
   words.push_back(InStrings("bad_words", {1, 2}, {"ab", ""}));
   words.push_back(InStrings("embedding_bias_words", {1, 1}, {"x"}));
@@ -146,7 +185,69 @@ std::vector<RequestSpec> PipelineRequests() {
   all[3].inputs.push_back(
       InStrings("messages", {1, 1}, {R"([{"role": "user", "content": "hi"}])"}));
   all[3].inputs.push_back(InStrings("chat_options", {1, 1}, {R"({"tools": []})"}));
+  RequestSpec batch;
+  batch.inputs = {InStrings("text_input", {2, 1}, {"a", "bc"}),
+                  In<int32_t>("max_tokens", {2, 1}, {1, 2}),
+                  In<float>("temperature", {2, 1}, {0.5f, 1.0f})};
+  all.push_back(batch);
   return all;
+}
+
+std::vector<RequestSpec> TokenizeRequests() {
+  const auto ask = [](const std::string& text) {
+    RequestSpec spec;
+    spec.inputs = {InStrings("QUERY", {1, 1}, {text}),
+                   In<int32_t>("REQUEST_OUTPUT_LEN", {1, 1}, {3})};
+    return spec;
+  };
+  std::vector<RequestSpec> all = {ask("a fox"), ask("b"), ask("")};
+  auto& words = all[1].inputs;
+  words.push_back(InStrings("BAD_WORDS_DICT", {1, 2}, {"ab", ""}));
+  words.push_back(InStrings("STOP_WORDS_DICT", {1, 1}, {"stop"}));
+  words.push_back(InStrings("EMBEDDING_BIAS_WORDS", {1, 2}, {"x", "yz"}));
+  words.push_back(In<float>("EMBEDDING_BIAS_WEIGHTS", {1, 2}, {0.5f, -1.0f}));
+  words.push_back(In<int32_t>("END_ID", {1, 1}, {2}));
+  words.push_back(In<int32_t>("PAD_ID", {1, 1}, {0}));
+  all[2].inputs.push_back(
+      InStrings("MESSAGES", {1, 1}, {R"([{"role": "user", "content": "hi"}])"}));
+  all[2].inputs.push_back(InStrings("CHAT_OPTIONS", {1, 1}, {R"({"tools": []})"}));
+  RequestSpec batch;
+  batch.inputs = {InStrings("QUERY", {2, 1}, {"a", "long one"}),
+                  In<int32_t>("REQUEST_OUTPUT_LEN", {2, 1}, {1, 2}),
+                  InStrings("STOP_WORDS_DICT", {2, 1}, {"x", ""})};
+  all.push_back(batch);
+  return all;
+}
+
+std::vector<RequestSpec> DetokenizeRequests() {
+  const auto ids = [](std::vector<int64_t> shape, const std::vector<int32_t>& values,
+                      const std::vector<int32_t>& lengths) {
+    RequestSpec spec;
+    const auto beams = static_cast<int64_t>(lengths.size()) / shape[0];
+    spec.inputs = {In<int32_t>("SEQUENCE_LENGTH", {shape[0], beams}, lengths),
+                   In<int32_t>("TOKENS_BATCH", std::move(shape), values)};
+    return spec;
+  };
+  std::vector<RequestSpec> all = {ids({1, 1, 3}, {97, 98, 99}, {3}),
+                                  ids({1, 2, 2}, {97, 98, 0xC3, 0xA9}, {2, 1}),
+                                  ids({2, 1, 2}, {97, -1, 300, 98}, {1, 2}), RequestSpec()};
+  all[0].inputs.push_back(In<float>("ACCEPTANCE_RATE", {1, 1}, {0.5f}));
+  all[1].inputs.push_back(InStrings("FLOW", {1, 1}, {kLiveFlow}));
+  all[3].inputs.push_back(InStrings("FLOW", {1, 2}, {kLiveFlow, "settled"}));
+  return all;
+}
+
+// Every input that a role serves is in one of its requests, so that mutations reach it.
+void RequireAll(Role role, const std::vector<RequestSpec>& requests) {
+  for (const TensorRow& row : InputRows(role)) {
+    if (row.use != triton::Use::kServed) continue;
+    const auto has = [&](const RequestSpec& spec) {
+      return std::any_of(spec.inputs.begin(), spec.inputs.end(),
+                         [&](const Output& input) { return input.name == row.name; });
+    };
+    Require(std::any_of(requests.begin(), requests.end(), has),
+            std::string("no valid request has ") + row.name);
+  }
 }
 
 }  // namespace
@@ -164,6 +265,7 @@ std::string PackRequest(Role role, const RequestSpec& spec) {
   }
   out.Byte(spec.outputs.size());
   for (const std::string& name : spec.outputs) PackName(outputs, name, &out);
+  out.Byte(spec.parameters.size());
   for (const auto& [key, value] : spec.parameters) {
     PackName(kParameters, key, &out);
     out.Text(value);
@@ -184,7 +286,7 @@ RequestSpec UnpackRequest(Role role, InputBytes* in) {
     spec.outputs.push_back(UnpackName(outputs, in));
   }
   if (spec.outputs.empty()) spec.outputs = outputs;  // as when the client names none
-  for (int left = 4; left > 0 && !in->empty(); --left) {
+  for (size_t left = in->Below(8); left > 0; --left) {
     std::string key = UnpackName(kParameters, in);
     spec.parameters[std::move(key)] = in->Text();
   }
@@ -210,8 +312,12 @@ StatusOr<triton::RequestData> ReadSpec(const RequestSpec& spec, bool batched) {
 }
 
 std::vector<RequestSpec> GoodRequests(Role role) {
-  auto all = role == Role::kLlm ? LlmRequests() : PipelineRequests();
+  std::vector<RequestSpec> all = role == Role::kLlm        ? LlmRequests()
+                                 : role == Role::kPipeline ? PipelineRequests()
+                                 : role == Role::kTokenize ? TokenizeRequests()
+                                                           : DetokenizeRequests();
   all[0].parameters = {{"priority", "2"}, {"cache_salt", "s"}, {"timeout", "5000000"}};
+  RequireAll(role, all);
   return all;
 }
 

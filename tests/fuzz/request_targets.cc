@@ -135,10 +135,26 @@ void RunPipeline(const uint8_t* data, size_t size) {
   CheckRequest(std::move(read));
 }
 
+// Mutations of a request that is refused at its first field reach no other.
+void RequireTaken(const std::string& seed) {
+  InputBytes in(std::string_view(seed).substr(1));
+  const auto request = ReadSpec(UnpackRequest(Role::kLlm, &in), true);
+  Require(request.ok(), request.status().message());
+  const auto read = ReadLlmRequest(*request, Settings(false, true, true), kNow);
+  Require(read.ok(), read.status().message());
+}
+
 std::vector<std::string> Seeds(Role role) {
   std::vector<std::string> seeds;
   for (const auto& spec : GoodRequests(role)) {
-    seeds.push_back(std::string(1, '\0') + PackRequest(role, spec));
+    OutputBytes seed;
+    seed.Byte(0).Raw(PackRequest(role, spec));
+    // For UnpackRows: two rows of two ids, one bad word, one bias.
+    for (int row = 0; row < 2; ++row) {
+      seed.Byte(1).Byte(5).Byte(6).Byte(1).Byte(2).Byte(7).Byte(1).Byte(8).Value(0.5f);
+    }
+    seeds.push_back(seed.bytes());
+    if (role == Role::kLlm) RequireTaken(seeds.back());
   }
   return seeds;
 }

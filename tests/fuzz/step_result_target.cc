@@ -25,14 +25,15 @@ ScriptedWorkerConfig WorkerConfig() {
   return config;
 }
 
-RequestSpec Spec(int number) {
+// Logits are most of an answer's bytes: without them mutations meet the rest of it.
+RequestSpec Spec(int number, bool logits) {
   RequestSpec spec;
   spec.prompt = {1, 2, 3 + number};
   spec.max_new_tokens = 3;
   spec.streaming = number != 1;
   spec.num_logprobs = number == 0 ? 2 : -1;
-  spec.return_context_logits = number == 1;
-  spec.return_generation_logits = number == 2;
+  spec.return_context_logits = logits && number == 1;
+  spec.return_generation_logits = logits && number == 2;
   return spec;
 }
 
@@ -42,9 +43,9 @@ struct Serving {
   Engine engine{ExecutorConfig(), model.Info(), nullptr};
   TimeNs now = 1;
 
-  Serving() {
+  explicit Serving(bool logits) {
     for (int i = 0; i < 3; ++i) {
-      auto request = Request::Create(Spec(i), engine.limits());
+      auto request = Request::Create(Spec(i, logits), engine.limits());
       Require(request.ok() && engine.Submit(i + 1, std::move(*request), ++now).ok(), "it fits");
     }
   }
@@ -75,7 +76,7 @@ std::string Payload(const StepResult& r) {
 // not fit for a worker that died; then a good one serves all requests to their ends.
 void Run(const uint8_t* data, size_t size) {
   InputBytes in(data, size);
-  Serving serving;
+  Serving serving(in.Below(2) == 1);
   StepPlan plan;
   size_t ended = 0;
   const auto drain = [&] {
@@ -111,15 +112,18 @@ void Run(const uint8_t* data, size_t size) {
 
 // The answers that a good worker gives.
 std::vector<std::string> Seeds() {
-  Serving serving;
-  OutputBytes all;
   std::vector<std::string> seeds;
-  StepPlan plan;
-  while (serving.engine.BuildStep(++serving.now, &plan)) {
-    auto result = serving.model.Run(plan);
-    all.Text(Payload(*result));
-    seeds.push_back(all.bytes());
-    Require(serving.engine.OnResult(*result, ++serving.now).ok(), "a good answer is taken");
+  for (const bool logits : {false, true}) {
+    Serving serving(logits);
+    OutputBytes all;
+    all.Byte(logits ? 1 : 0);
+    StepPlan plan;
+    while (serving.engine.BuildStep(++serving.now, &plan)) {
+      auto result = serving.model.Run(plan);
+      all.Text(Payload(*result));
+      seeds.push_back(all.bytes());
+      Require(serving.engine.OnResult(*result, ++serving.now).ok(), "a good answer is taken");
+    }
   }
   return seeds;
 }

@@ -7,6 +7,7 @@
 namespace slipstream::fuzz {
 
 FuzzTarget WordListTarget();         // [2, n] tensors of stop and bad words
+FuzzTarget ChannelTarget();          // a stream of frames, cut in any way
 FuzzTarget StepResultTarget();       // RESULT frames of a worker, and the Engine they go to
 FuzzTarget WorkerMapsTarget();       // its HELLO and STATS
 FuzzTarget TokenizerMapsTarget();    // a tokenizer process's HELLO and REPLY
@@ -17,6 +18,6 @@ FuzzTarget ModelConfigTarget();      // a whole configuration, as JSON
 FuzzTarget ScriptedConfigTarget();   // the configuration of a scripted worker
 FuzzTarget LlmRequestTarget();       // requests to role llm, up to the Executor's own check
 FuzzTarget PipelineRequestTarget();  // requests to role pipeline, and what a tokenizer makes
-FuzzTarget BackendTarget();          // whole models on the host double
+FuzzTarget BackendTarget();          // whole models of every role on the host double
 
 }  // namespace slipstream::fuzz

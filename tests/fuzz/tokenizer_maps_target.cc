@@ -24,6 +24,7 @@ TokenizerRequest Asked() {
 void Run(const uint8_t* data, size_t size) {
   const auto map = ParseMap({FrameType::kReply, data, size});
   if (!map.ok()) return;
+  Require(!CheckReplyId(*map, 1).ok() || map->at("id") == 1, "the answer to what was asked");
   const auto info = ParseTokenizerHello(*map);
   if (info.ok()) {
     Require(info->vocab_size >= 1, "there is a token");

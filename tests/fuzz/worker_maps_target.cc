@@ -8,6 +8,7 @@
 #include "executor/kv_groups.h"
 #include "input_bytes.h"
 #include "targets.h"
+#include "worker_hello.h"
 #include "worker_link/channel.h"
 #include "worker_link/worker_messages.h"
 
@@ -58,27 +59,11 @@ std::string Packed(const json& map) {
 }
 
 std::vector<std::string> Seeds() {
-  const json full = {
-      {"kind", "full"}, {"window", 0}, {"num_blocks", 64}, {"bytes_per_block", 4096}};
-  const json sliding = {
-      {"kind", "sliding"}, {"window", 8}, {"num_blocks", 900}, {"bytes_per_block", 10}};
-  json hello = {{"vocab_size", 100},
-                {"max_seq_len", 128},
-                {"tokens_per_block", 4},
-                {"end_ids", {2, 3}},
-                {"pad_id", -1},
-                {"wants_history", false},
-                {"token_table", json::binary({})},
-                {"model_name", "m"},
-                {"device", "cpu"},
-                {"weight_bytes", 1000},
-                {"expert_layers", json::array()},
-                {"num_experts", 0},
-                {"kv_groups", json::array({full})}};
+  json hello = WorkerHello();
   std::vector<std::string> seeds = {Packed(hello)};
-  hello["kv_groups"] = json::array({full, sliding});
-  hello["expert_layers"] = {0, 1};
-  hello["num_experts"] = 4;
+  hello["kv_groups"] = json::array({GroupMap("full", 0, 64)});
+  hello["expert_layers"] = json::array();
+  hello["num_experts"] = 0;
   seeds.push_back(Packed(hello));
   seeds.push_back(Packed({{"expert_tokens", json::binary(std::vector<uint8_t>(48))}}));
   return seeds;

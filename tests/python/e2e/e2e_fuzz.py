@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from e2e_client import input_types
+from e2e_client import input_types, model_config
 from e2e_server import VOCAB
 from tritonclient.grpc import service_pb2
 
@@ -36,6 +36,9 @@ _TEXTS = (
     b'[{"role": "user", "content": ' + b"[" * 90 + b"]" * 90 + b"}]", b'{"tools": [{}]}',
     b'{"unknown": 1}', b'{"template_kwargs": {"tokenize": 1}}', b"1e999", b'[{"role": "\\ud800"}]',
 )  # fmt: skip
+# Request parameters that the backend knows, and some that mean something to Triton alone.
+PARAMETERS = ("request_type", "priority", "cache_salt", "timeout", "id")
+_FOREIGN = ("triton_enable_empty_final_response", "sequence_id", "sequence_start")
 _IDS = ("", "r", "7", "é" * 20, "x" * 2000, "a b\tc", "'; drop", "\U0001f600", "null", "-1")
 # How a step calls what a client gives, and names that a message may use in its place.
 ALSO_CALLED = {
@@ -84,6 +87,7 @@ class Case:
     outputs: list[str] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    offers: list[str] = field(default_factory=list)  # outputs that the model declares
 
     def message(self) -> Any:
         """As a protobuf message."""
@@ -149,12 +153,15 @@ class Fuzzer:
     def __init__(self, url: str, models: dict[str, Callable[[], list[Input]]], seed: int) -> None:
         self._models = models
         self._types = {model: input_types(url, model) for model in models}
+        self._offers = {
+            model: [entry.name for entry in model_config(url, model).output] for model in models
+        }
         self._seed = seed
 
     def case(self, number: int) -> Case:
         dice = random.Random(f"{self._seed}-{number}")
         model = dice.choice(list(self._models))
-        case = Case(model, self._models[model]())
+        case = Case(model, self._models[model](), offers=self._offers[model])
         for _ in range(dice.choice((0, 1, 1, 1, 1, 2, 3))):
             self._tamper(case, dice)
         if dice.random() < 0.1:
@@ -165,7 +172,7 @@ class Fuzzer:
         change = dice.choices(
             (_value, _value, _dtype, _shape, _bytes, _leave_out, _twice, _unknown, _parameter,
              _outputs, _batch, _long),
-            (40, 20, 6, 8, 6, 4, 2, 2, 5, 2, 3, 2),
+            (40, 20, 6, 8, 6, 4, 2, 2, 5, 4, 3, 2),
         )[0]  # fmt: skip
         types = self._types[case.model]
         name = dice.choice(list(types))
@@ -260,17 +267,15 @@ def _unknown(case: Case, name: str, dtype: str, dice: random.Random) -> None:
 
 
 def _parameter(case: Case, name: str, dtype: str, dice: random.Random) -> None:
-    key = dice.choice(
-        ("priority", "timeout", "cache_salt", "request_type", "temprature", name, "x" * 5000, "é")
-    )
+    key = dice.choice((*PARAMETERS, *PARAMETERS, *_FOREIGN, "temprature", name, "x" * 5000, "é"))
     value = dice.choice((True, -1, 0, 5, 10**6, 2**62, "", "5", "x" * 5000, "1e3", "-1", "é"))
     case.touched.add(key)
     case.parameters[key] = value
 
 
 def _outputs(case: Case, name: str, dtype: str, dice: random.Random) -> None:
-    names = ("output_ids", "sequence_length", "text_output", "flow", "no_such_output", "INPUT_ID")
-    case.outputs = dice.sample(names, dice.randrange(1, 4))
+    names = sorted({*case.offers, "output_ids", "sequence_length", "no_such_output"})
+    case.outputs = dice.sample(names, min(dice.randrange(1, 10), len(names)))
     case.touched |= {*case.outputs, "output_ids", "sequence_length"}
 
 

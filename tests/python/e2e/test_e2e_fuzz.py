@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import psutil
 import pytest
-from e2e_client import Stream, joined_text, parse_response, prompt, question, stub
+from e2e_client import Stream, joined_text, model_config, parse_response, prompt, question, stub
 from e2e_fuzz import (
+    PARAMETERS,
     Case,
     Fuzzer,
     good_llm,
@@ -31,6 +34,7 @@ from e2e_fuzz import (
 )
 from e2e_server import Server
 
+ROOT = Path(__file__).parents[3]
 SEED = 1
 FUZZERS = 6  # threads
 STREAMS = 16
@@ -50,7 +54,7 @@ ANONYMOUS = re.compile(
     r"expected (at least )?\d+ (inputs? )?but got|expected number of inputs|"
     r"inference request batch-size must be <= \d+|batch size does not match other inputs|"
     r"Batch size > 1 requires|Streaming is only supported|"
-    r"[Pp]arse|[Mm]alformed|duplicate|empty name"
+    r"reserved for Triton usage|[Pp]arse|[Mm]alformed|duplicate|empty name"
 )
 
 
@@ -176,13 +180,28 @@ def children(server: Server) -> set[int]:
     return {child.pid for child in psutil.Process(server.process.pid).children()}
 
 
+ASK = (ask_unary, ask_unary, ask_http, ask_stream, ask_generate)
+
+
+class Cases:
+    """Number i of a seed goes to the models that its way of asking can ask."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self._unary, self._decoupled = (
+            Fuzzer(server.grpc, models, seed) for models in (UNARY, DECOUPLED)
+        )
+
+    def case(self, number: int) -> Case:
+        return (self._decoupled if number % len(ASK) > 2 else self._unary).case(number)
+
+
 def run_cases(server: Server, seed: int, count: int) -> tuple[Counter[str], list[str]]:
     """How many answers of each kind there were, and what is wrong."""
-    unary, decoupled = (Fuzzer(server.grpc, models, seed) for models in (UNARY, DECOUPLED))
+    cases = Cases(server, seed)
 
     def one(number: int) -> tuple[str, str | None]:
-        ask = (ask_unary, ask_unary, ask_http, ask_stream, ask_generate)[number % 5]
-        case = (decoupled if number % 5 > 2 else unary).case(number)
+        ask = ASK[number % len(ASK)]
+        case = cases.case(number)
         try:
             code, details = ask(server, case)
             problem = judge(case, code, details)
@@ -204,14 +223,33 @@ def check(server: Server, seed: int, count: int) -> None:
     before = children(server)
     with steady_streams(server) as streams:
         codes, wrong = run_cases(server, seed, count)
+    runs = sum(stream.runs for stream in streams)
+    logging.getLogger(__name__).info("%d cases: %s, %d streams", count, dict(codes), runs)
     assert not wrong, f"{len(wrong)} of {count}: " + "\n".join(wrong[:20])
     assert not any(stream.wrong for stream in streams)
-    assert sum(stream.runs for stream in streams) >= STREAMS
+    assert runs >= STREAMS
     # Both are well represented, and no process of the server was lost to any.
     assert min(codes[OK], codes["INVALID_ARGUMENT"]) > count // 10, codes
     assert children(server) == before
     good = Case("unary", good_llm()).message()
     assert parse_response(stub(server.grpc).ModelInfer(good, timeout=60)).ids()
+
+
+def test_every_input_output_and_parameter_is_drawn(scripted: Server) -> None:
+    """Also one that is new: what a model declares is read from the server."""
+    cases = Cases(scripted, SEED)
+    drawn = [cases.case(number) for number in range(10_000)]
+    for model in {**UNARY, **DECOUPLED}:
+        config = model_config(scripted.grpc, model)
+        mine = [case for case in drawn if case.model == model]
+        inputs = set().union(*(case.touched for case in mine))
+        assert {entry.name for entry in config.input} <= inputs, model
+        assert {entry.name for entry in config.output} <= {o for c in mine for o in c.outputs}
+        assert set(PARAMETERS) <= {key for case in mine for key in case.parameters}, model
+    source = (ROOT / "backend" / "triton" / "request_reader.cc").read_text()
+    known = re.search(r"kKnown\[\] = \{(.*?)\}", source, re.S)
+    assert known
+    assert set(re.findall(r'"(\w+)"', known[1])) == set(PARAMETERS)
 
 
 def test_wrong_requests_of_every_kind(scripted: Server) -> None:
