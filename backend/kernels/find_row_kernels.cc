@@ -39,4 +39,9 @@ int64_t AttentionScratch(const AttentionArgs& args, int64_t queries, int64_t pos
   return queries * args.queries_per_kv * (2 * args.dim + 1 + positions + kPadding);
 }
 
+int64_t RouteScratch(const RouteArgs& args) {
+  constexpr int64_t kPadding = 16;  // of the scores, to a multiple of it
+  return 2 * args.num_experts + kPadding + args.num_groups;
+}
+
 }  // namespace slipstream::kernels

@@ -14,6 +14,7 @@ from slipstream.layers.device import has_kernels
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
 from slipstream.layers.mlp import GatedMlp, MlpSpec
 from slipstream.layers.router import Router, RouterSpec
+from slipstream.layers.rows import RowKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,22 @@ class MoeSpec:
     shared_gate: bool = False
 
 
+class TokenGate(nn.Linear):
+    """A token's own weight, ``sigmoid(weight . x)``. ``rows``: set if no token may depend on the
+    others."""
+
+    rows: RowKernels | None = None
+
+    def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
+        super().__init__(hidden_size, 1, bias=False, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[tokens, hidden]``. Returns ``[tokens, 1]``."""
+        if self.rows is not None:
+            return self.rows.activate_(self.rows.linear(x, self.weight), "sigmoid")
+        return super().forward(x).sigmoid_()
+
+
 class MoeBlock(nn.Module):
     """``experts(x) + shared(x)``; if gated, the shared part times ``sigmoid(shared_gate(x))``."""
 
@@ -35,9 +52,7 @@ class MoeBlock(nn.Module):
         self.router = Router(spec.router, hidden_size, dtype)
         self.experts = Experts(spec.experts, hidden_size, spec.router.num_experts, dtype)
         self.shared = GatedMlp(hidden_size, spec.shared, dtype) if spec.shared else None
-        self.shared_gate = (
-            nn.Linear(hidden_size, 1, bias=False, dtype=dtype) if spec.shared_gate else None
-        )
+        self.shared_gate = TokenGate(hidden_size, dtype) if spec.shared_gate else None
         self._load: torch.Tensor | None = None
 
     def count_into(self, load: torch.Tensor) -> None:
@@ -59,7 +74,7 @@ class MoeBlock(nn.Module):
             return out
         shared = self.shared(x)
         if self.shared_gate is not None:
-            shared *= self.shared_gate(x).sigmoid_()
+            shared *= self.shared_gate(x)
         return out.add_(shared)
 
 
