@@ -66,10 +66,11 @@ class Rows {
   }
 
   // Rows of x that are sorted by expert, each times its expert's matrix, plus its bias. segments:
-  // int64 [count, 3] expert, first row and end; weights: [experts, columns, in]; biases: [experts,
-  // columns] or null; out: [rows, columns].
-  void ExpertLinear(uintptr_t x, uintptr_t weights, uintptr_t biases, uintptr_t out,
-                    uintptr_t segments, int64_t count, int64_t in, int64_t columns, Dtype dtype) {
+  // int64 [count, 3] expert, first row and end; weights: [experts, columns, in], experts
+  // `weight_stride` elements apart; biases: [experts, columns] or null; out: [rows, columns].
+  void ExpertLinear(uintptr_t x, uintptr_t weights, int64_t weight_stride, uintptr_t biases,
+                    uintptr_t out, uintptr_t segments, int64_t count, int64_t in, int64_t columns,
+                    Dtype dtype) {
     const auto* bounds = At<const int64_t>(segments);
     const int64_t rows = bounds[count * 3 - 1];
     const int64_t width = dtype == Dtype::kFloat32 ? sizeof(float) : sizeof(Bfloat16);
@@ -84,10 +85,9 @@ class Rows {
     }
     const auto run = [&](int64_t i, int) {
       const Piece& piece = pieces_[i];
-      const int64_t first = piece.expert * columns;
       const LinearArgs args = {wide,
-                               At(weights + first * in * width),
-                               biases == 0 ? nullptr : At(biases + first * width),
+                               At(weights + piece.expert * weight_stride * width),
+                               biases == 0 ? nullptr : At(biases + piece.expert * columns * width),
                                At(out),
                                rows,
                                in,
@@ -261,13 +261,29 @@ PYBIND11_MODULE(_kernels, m) {
           "attend",
           [](Rows& rows, uintptr_t queries, int64_t query_stride, uintptr_t pool, uintptr_t tables,
              int64_t table_width, uintptr_t first_position, uintptr_t first_row, uintptr_t sinks,
-             uintptr_t out, int64_t kv_heads, int64_t queries_per_kv, int64_t dim,
-             int64_t per_block, MaskKind mask, int64_t mask_size, float scale, float soft_cap,
-             Dtype dtype, uintptr_t tasks, uintptr_t spans, int64_t count) {
-            rows.Attend({At(queries), At(pool), At<const int32_t>(tables),
-                         At<const int32_t>(first_position), At<const int32_t>(first_row),
-                         At<const float>(sinks), At(out), query_stride, table_width, kv_heads,
-                         queries_per_kv, dim, per_block, mask, mask_size, scale, soft_cap, dtype},
+             uintptr_t out, int64_t planes, int64_t kv_heads, int64_t queries_per_kv, int64_t dim,
+             int64_t value_dim, int64_t per_block, MaskKind mask, int64_t mask_size, float scale,
+             float soft_cap, Dtype dtype, uintptr_t tasks, uintptr_t spans, int64_t count) {
+            rows.Attend({At(queries),
+                         At(pool),
+                         At<const int32_t>(tables),
+                         At<const int32_t>(first_position),
+                         At<const int32_t>(first_row),
+                         At<const float>(sinks),
+                         At(out),
+                         query_stride,
+                         table_width,
+                         planes,
+                         kv_heads,
+                         queries_per_kv,
+                         dim,
+                         value_dim,
+                         per_block,
+                         mask,
+                         mask_size,
+                         scale,
+                         soft_cap,
+                         dtype},
                         tasks, spans, count);
           },
           unlocked);

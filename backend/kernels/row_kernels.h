@@ -98,16 +98,17 @@ struct CombineArgs {
 enum class MaskKind : uint8_t { kFull, kSliding, kChunked };
 
 // Attention over a paged cache. A query at position p sees its own sequence from what the mask
-// says up to p; see slipstream/attention/interface.py.
+// says up to p; see slipstream/attention/interface.py. With one plane the values are the leading
+// `value_dim` entries of the keys (multi-head latent attention); else value_dim is dim.
 struct AttentionArgs {
   const void* queries;            // [tokens, heads, dim], tokens `query_stride` apart
-  const void* pool;               // [blocks, 2, kv_heads, per_block, dim], keys before values
+  const void* pool;               // [blocks, planes, kv_heads, per_block, dim], keys before values
   const int32_t* tables;          // [sequences, table_width] blocks
   const int32_t* first_position;  // [sequences]
   const int32_t* first_row;       // [sequences] rows of the batch
   const float* sinks;             // [heads] or null
-  void* out;                      // [tokens, heads * dim]
-  int64_t query_stride, table_width, kv_heads, queries_per_kv, dim, per_block;
+  void* out;                      // [tokens, heads * value_dim]
+  int64_t query_stride, table_width, planes, kv_heads, queries_per_kv, dim, value_dim, per_block;
   MaskKind mask;
   int64_t mask_size;
   float scale, soft_cap;  // 0: no cap

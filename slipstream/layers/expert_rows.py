@@ -70,14 +70,15 @@ def multiply(
 ) -> torch.Tensor:
     """Each segment of rows times its expert's matrix, plus its bias.
 
-    rows: ``[pairs, in]``; matrices: ``[num_experts, out, in]``; biases: ``[num_experts, out]``;
-    segments: expert, first row and end, one after the other. Returns ``[pairs, out]``.
+    rows: ``[pairs, in]``; matrices: ``[num_experts, out, in]``, each contiguous; biases:
+    ``[num_experts, out]``; segments: expert, first row and end, one after the other. Returns
+    ``[pairs, out]``.
     """
     count, size = rows.shape
     experts, columns, _ = matrices.shape
     rows = rows.contiguous()
     assert matrices.shape[2] == size
-    assert matrices.is_contiguous()
+    assert matrices[0].is_contiguous()
     assert matrices.dtype == rows.dtype
     assert [0, *(end for _, _, end in segments)] == [*(first for _, first, _ in segments), count]
     out = rows.new_empty(count, columns)
@@ -86,6 +87,7 @@ def multiply(
         kernels.handle.expert_linear(
             rows.data_ptr(),
             matrices.data_ptr(),
+            matrices.stride(0),
             address_of(biases, (experts, columns), rows.dtype),
             out.data_ptr(),
             bounds.data_ptr(),

@@ -12,9 +12,9 @@ from torch import nn
 
 from slipstream.layers.device import has_kernels
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
+from slipstream.layers.linear import PlainLinear
 from slipstream.layers.mlp import GatedMlp, MlpSpec
 from slipstream.layers.router import Router, RouterSpec
-from slipstream.layers.rows import RowKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +28,16 @@ class MoeSpec:
     shared_gate: bool = False
 
 
-class TokenGate(nn.Linear):
-    """A token's own weight, ``sigmoid(weight . x)``. ``rows``: set if no token may depend on the
-    others."""
-
-    rows: RowKernels | None = None
+class TokenGate(PlainLinear):
+    """A token's own weight, ``sigmoid(weight . x)``."""
 
     def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
         super().__init__(hidden_size, 1, bias=False, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[tokens, hidden]``. Returns ``[tokens, 1]``."""
-        if self.rows is not None:
-            return self.rows.activate_(self.rows.linear(x, self.weight), "sigmoid")
-        return super().forward(x).sigmoid_()
+        logit = super().forward(x)
+        return logit.sigmoid_() if self.rows is None else self.rows.activate_(logit, "sigmoid")
 
 
 class MoeBlock(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import nn
 
 from slipstream.layers.experts import Experts
-from slipstream.layers.linear import GatedLinear, Linear
+from slipstream.layers.linear import GatedLinear, Linear, PlainLinear
 from slipstream.layers.mlp import GatedMlp, PlainMlp
 from slipstream.layers.moe import MoeBlock, TokenGate
 from slipstream.layers.norm import Norm
@@ -15,6 +15,7 @@ from slipstream.layers.router import Router
 from slipstream.layers.rows import DTYPE_NAMES, RowKernels
 from slipstream.models.attention import GroupedQueryAttention
 from slipstream.models.decoder import Decoder, DecoderLayer, PositionTables
+from slipstream.models.latent_attention import LatentAttention
 from slipstream.models.served import ServedSpec
 from slipstream.models.spec import ArchSpec
 
@@ -25,8 +26,10 @@ _TAKES_ROWS = (
     DecoderLayer,
     Experts,
     GatedLinear,
+    LatentAttention,
     Linear,
     Norm,
+    PlainLinear,
     PositionTables,
     Router,
     TokenGate,
@@ -67,8 +70,6 @@ def row_obstacle(
         )
     if not isinstance(spec, ArchSpec):
         return f"{name} runs on transformers' own forward, whose products depend on the batch"
-    if spec.latent_dim is not None:
-        return f"it is not served for multi-head latent attention, which {name} has"
     return None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from api_checkpoints import VOCAB, save_llama, save_mixture
+from api_checkpoints import VOCAB, save_latents, save_llama, save_mixture
 from company import EPSILON, answers, check, first_difference, gap, in_any_company
 
 from slipstream.api import LLM, SamplingParams, TokenLogprobs
@@ -24,7 +24,11 @@ from slipstream.demo.words import NOUNS
 SHORT = SamplingParams(max_tokens=8, ignore_eos=True, logprobs=4)
 LONG = SamplingParams(max_tokens=48, ignore_eos=True, logprobs=4)
 CANARIES = range(90, VOCAB)  # tokens that random prompts do not have otherwise
-MODELS = ["llama", pytest.param("mixture", marks=pytest.mark.slow)]  # by their fixtures
+MODELS = [  # by their fixtures
+    "llama",
+    pytest.param("mixture", marks=pytest.mark.slow),
+    pytest.param("latents", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_mixture(tmp_path_factory.mktemp("mixture"), initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_latents(tmp_path_factory.mktemp("latents"), initializer_range=0.2)
 
 
 def random_prompts() -> list[list[int]]:
@@ -97,10 +106,18 @@ def test_company_of_a_random_llama(llama: Path, dtype: str, deterministic: bool)
     check_company(llama, random_prompts(), SHORT, dtype, deterministic)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-def test_company_of_random_experts(mixture: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        ("mixture", "bfloat16"),
+        pytest.param("mixture", "float32", marks=pytest.mark.slow),
+        pytest.param("latents", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("latents", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_company_of_random_experts(model: str, dtype: str, request: pytest.FixtureRequest) -> None:
     """Who shares an expert with whom is another thing in another company."""
-    check_company(mixture, random_prompts()[::2], SHORT, dtype, True)
+    check_company(request.getfixturevalue(model), random_prompts()[::2], SHORT, dtype, True)
 
 
 @pytest.mark.slow

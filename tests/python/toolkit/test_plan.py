@@ -135,11 +135,12 @@ def test_deterministic_is_refused_where_the_worker_would(
         plan(kv_cache_dtype="fp8")
     with pytest.raises(PlanError, match="deterministic is true: .* attention_backend is 'sdpa'"):
         plan(attention_backend="sdpa")
-    (checkpoint / "config.json").write_text(json.dumps(MIXTURE))
-    plan()
-    (checkpoint / "config.json").write_text(json.dumps(LATENT))
-    latent = "multi-head latent attention, which DeepseekV2ForCausalLM has"
-    with pytest.raises(PlanError, match=f"deterministic is true: .* {latent}"):
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "model_type": "llama"}))
+    own = "LlamaForCausalLM runs on transformers' own forward"
+    with pytest.raises(PlanError, match=f"deterministic is true: {own}"):
+        plan(model_impl="transformers")
+    for served in (MIXTURE, LATENT):
+        (checkpoint / "config.json").write_text(json.dumps(served))
         plan()
 
 

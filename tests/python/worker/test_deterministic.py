@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
 """With ``deterministic`` a token's logits are the same to the bit in every family that has it, and
-what has it not is refused by name."""
+what it is not served with is refused by name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ from slipstream.worker.config import ConfigError
 from slipstream.worker.engine import ModelRunner
 from slipstream.worker.frames import SeqFlag
 
-REFUSED = {
-    "DeepSeek V2": "it is not served for multi-head latent attention, which DeepseekV2ForCausalLM",
-    "DeepSeek V3": "it is not served for multi-head latent attention, which DeepseekV3ForCausalLM",
-}
-SERVED = [case for case in CASES if case.family not in REFUSED]
 MIXTURES = {Case(*values).name for values in MOE_CASES}
 
 
@@ -38,7 +33,7 @@ def cases_and_dtypes() -> list[object]:
             id=f"{case.name}-{str(dtype).removeprefix('torch.')}",
             marks=() if dtype == torch.bfloat16 or case.name in MIXTURES else pytest.mark.slow,
         )
-        for case in SERVED
+        for case in CASES
         for dtype in (torch.float32, torch.bfloat16)
     ]
 
@@ -81,7 +76,7 @@ def test_logits_are_the_same_in_any_company(case: Case, dtype: torch.dtype, tmp_
 
 def test_without_the_option_they_are_not(tmp_path: Path) -> None:
     """So the test above can fail."""
-    served = Served.of(SERVED[0], tmp_path, torch.bfloat16)
+    served = Served.of(CASES[0], tmp_path, torch.bfloat16)
     prompt = random_tokens(PROMPT, seed=1)
     alone = context_logits(served.driver(), prompt, PROMPT)
     assert not np.array_equal(context_logits(served.driver(), prompt, 1), alone)
@@ -89,7 +84,7 @@ def test_without_the_option_they_are_not(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served.of(SERVED[0], tmp_path_factory.mktemp("llama"), deterministic=True)
+    return Served.of(CASES[0], tmp_path_factory.mktemp("llama"), deterministic=True)
 
 
 def generated(
@@ -137,14 +132,6 @@ def test_draws_are_the_same_in_any_company(llama: Served) -> None:
         (alone,) = generated(llama.runner, [own])
         assert [token for token, _ in alone] == [token for token, _ in drawn]
         assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(alone, drawn, strict=True))
-
-
-@pytest.mark.parametrize("family", REFUSED)
-def test_models_that_have_it_not_are_refused(family: str, tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.family == family)
-    case.make_model().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=f"deterministic is true: {REFUSED[family]}"):
-        load_runner(tmp_path, deterministic=True)
 
 
 def test_settings_that_it_is_not_served_with_are_refused(llama: Served) -> None:
