@@ -3,11 +3,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``deterministic`` costs on a CPU: the same requests with and without it, in turn.
 
-    python benchmarks/deterministic.py [--model demo|random] [--dtype bfloat16] [--rounds 3]
+    python benchmarks/deterministic.py [--model NAME] [--dtype bfloat16] [--rounds 3]
 
 Tokens per second of closed batches of greedy requests, and the time to the first token of one long
 prompt, through the Executor and its worker process, without reuse. ``random`` is a Llama of 12
-layers of 1,024 (201 million parameters) with random weights. Medians of the rounds; the ratio is
+layers of 1,024 (201 million parameters) with random weights, ``random-moe`` a Qwen3-MoE of 6 layers
+of 1,024 with 4 of 32 experts of 384 (311 million). Medians of the rounds; the ratio is
 of what holds with the option to what holds without.
 """
 
@@ -39,6 +40,18 @@ RANDOM_LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+RANDOM_MOE = {
+    **RANDOM_LLAMA,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 6,
+    "head_dim": 64,
+    "moe_intermediate_size": 384,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": True,
+}
+RANDOM = {"random": RANDOM_LLAMA, "random-moe": RANDOM_MOE}
 BATCHES = {1: 48, 8: 32, 64: 16}  # requests together: tokens of each
 PROMPT, LONG_PROMPT = 64, 1024
 
@@ -64,15 +77,16 @@ def measure(llm: LLM, vocab: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=["demo", "random"], default="demo")
+    parser.add_argument("--model", choices=["demo", "demo-moe", *RANDOM], default="demo")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path, vocab, load_format = demo_model_path(), 2560, "auto"
-        if arguments.model == "random":
+        if arguments.model in RANDOM:
             path, vocab, load_format = Path(folder), 32000, "dummy"
-            (path / "config.json").write_text(json.dumps(RANDOM_LLAMA))
+            (path / "config.json").write_text(json.dumps(RANDOM[arguments.model]))
+        else:
+            path, vocab, load_format = demo_model_path(arguments.model), 2560, "auto"
         loaded = {
             deterministic: LLM(
                 path,

@@ -25,7 +25,7 @@ class AttentionRows {
     width_ = (highest_ - base_) / kLanes * kLanes + kLanes;
     queries_ = scratch;
     values_ = queries_ + count_ * args.dim;
-    sums_ = values_ + count_ * args.dim;
+    sums_ = values_ + count_ * args.value_dim;
     weights_ = sums_ + count_;
   }
 
@@ -53,10 +53,12 @@ class AttentionRows {
     return args_.mask == MaskKind::kChunked ? position / args_.mask_size * args_.mask_size : 0;
   }
 
-  // plane: 0 for keys, 1 for values.
-  const T* Stored(int64_t position, int plane) const {
+  const T* Key(int64_t position) const { return Stored(position, 0); }
+  const T* Value(int64_t position) const { return Stored(position, args_.planes - 1); }
+
+  const T* Stored(int64_t position, int64_t plane) const {
     const int64_t block = table_[position / args_.per_block];
-    const int64_t head = (block * 2 + plane) * args_.kv_heads + task_.kv_head;
+    const int64_t head = (block * args_.planes + plane) * args_.kv_heads + task_.kv_head;
     const int64_t row = head * args_.per_block + position % args_.per_block;
     return static_cast<const T*>(args_.pool) + row * args_.dim;
   }
@@ -75,7 +77,7 @@ class AttentionRows {
     for (int64_t begin = lowest_; begin <= highest_; begin += kLanes) {
       const int64_t columns = highest_ + 1 - begin < kLanes ? highest_ + 1 - begin : kLanes;
       const T* keys[kLanes];
-      for (int64_t c = 0; c < columns; ++c) keys[c] = Stored(begin + c, 0);
+      for (int64_t c = 0; c < columns; ++c) keys[c] = Key(begin + c);
       for (int64_t row = 0; row < count_; row += kTileRows) {
         const int64_t rows = count_ - row < kTileRows ? count_ - row : kTileRows;
         const float* queries[kTileRows];
@@ -124,7 +126,8 @@ class AttentionRows {
   void AddValues(int64_t row) {
     const int64_t rows = count_ - row < kTileRows ? count_ - row : kTileRows;
     const int64_t first = FirstVisible(Position(row + rows - 1)), last = Position(row);
-    for (int64_t i = row * args_.dim; i < (row + rows) * args_.dim; ++i) values_[i] = 0.0f;
+    const int64_t begin = row * args_.value_dim, end = (row + rows) * args_.value_dim;
+    for (int64_t i = begin; i < end; ++i) values_[i] = 0.0f;
     if (rows < kTileRows || first > last) {
       for (int64_t r = row; r < row + rows; ++r) {
         AddPositions<1>(r, FirstVisible(Position(r)), Position(r) + 1);
@@ -141,11 +144,12 @@ class AttentionRows {
     constexpr int kAtOnce = 4;
     if (begin >= end) return;
     int64_t d = 0;
-    for (; d + kAtOnce * kLanes <= args_.dim; d += kAtOnce * kLanes) {
+    for (; d + kAtOnce * kLanes <= args_.value_dim; d += kAtOnce * kLanes) {
       AddSlices<R, kAtOnce>(row, begin, end, d, kLanes);
     }
-    for (; d < args_.dim; d += kLanes) {
-      AddSlices<R, 1>(row, begin, end, d, args_.dim - d < kLanes ? args_.dim - d : kLanes);
+    for (; d < args_.value_dim; d += kLanes) {
+      AddSlices<R, 1>(row, begin, end, d,
+                      args_.value_dim - d < kLanes ? args_.value_dim - d : kLanes);
     }
   }
 
@@ -155,13 +159,13 @@ class AttentionRows {
     Lanes sums[R][D];
     for (int r = 0; r < R; ++r) {
       for (int i = 0; i < D; ++i) {
-        sums[r][i] = LoadUpTo(values_ + (row + r) * args_.dim + d + i * kLanes, part);
+        sums[r][i] = LoadUpTo(values_ + (row + r) * args_.value_dim + d + i * kLanes, part);
       }
     }
     for (int64_t position = begin; position < end;) {
       const int64_t in_block = args_.per_block - position % args_.per_block;
       const int64_t run = end - position < in_block ? end - position : in_block;
-      const T* values = Stored(position, 1) + d;
+      const T* values = Value(position) + d;
       const float* weights = weights_ + row * width_ + (position - base_);
       for (int64_t p = 0; p < run; ++p, values += args_.dim) {
         Lanes slices[D];
@@ -178,17 +182,17 @@ class AttentionRows {
     }
     for (int r = 0; r < R; ++r) {
       for (int i = 0; i < D; ++i) {
-        StoreUpTo(values_ + (row + r) * args_.dim + d + i * kLanes, sums[r][i], part);
+        StoreUpTo(values_ + (row + r) * args_.value_dim + d + i * kLanes, sums[r][i], part);
       }
     }
   }
 
   void Finish(int64_t row) {
     const int64_t heads = args_.kv_heads * args_.queries_per_kv;
-    T* out = static_cast<T*>(args_.out) + (BatchRow(row) * heads + Head(row)) * args_.dim;
-    const float* values = values_ + row * args_.dim;
+    T* out = static_cast<T*>(args_.out) + (BatchRow(row) * heads + Head(row)) * args_.value_dim;
+    const float* values = values_ + row * args_.value_dim;
     const Lanes sum = Broadcast(sums_[row]);
-    ForLanes(args_.dim, [&](int64_t i, int64_t n) {
+    ForLanes(args_.value_dim, [&](int64_t i, int64_t n) {
       StoreUpTo(out + i, Div(LoadUpTo(values + i, n), sum), n);
     });
   }

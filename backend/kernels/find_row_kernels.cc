@@ -36,7 +36,12 @@ const RowKernels* FindRowKernels(const char* name) {
 
 int64_t AttentionScratch(const AttentionArgs& args, int64_t queries, int64_t positions) {
   constexpr int64_t kPadding = 32;  // of the positions, to multiples of sixteen at both ends
-  return queries * args.queries_per_kv * (2 * args.dim + 1 + positions + kPadding);
+  return queries * args.queries_per_kv * (args.dim + args.value_dim + 1 + positions + kPadding);
+}
+
+int64_t RouteScratch(const RouteArgs& args) {
+  constexpr int64_t kPadding = 16;  // of the scores, to a multiple of it
+  return 2 * args.num_experts + kPadding + args.num_groups;
 }
 
 }  // namespace slipstream::kernels

@@ -99,6 +99,19 @@ void Norm(const NormArgs& args, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) run(args, row);
 }
 
+inline Lanes Sigmoid(Lanes x) {
+  const Lanes one = Broadcast(1.0f);
+  return Div(one, Add(one, Exp(Sub(Broadcast(0.0f), x))));
+}
+
+inline Lanes ClampedSwiglu(Lanes gate, Lanes up, float alpha, float limit) {
+  const Lanes most = Broadcast(limit);
+  gate = Min(most, gate);
+  up = Min(most, Max(Broadcast(-limit), up));
+  const Lanes activated = Mul(gate, Sigmoid(Mul(gate, Broadcast(alpha))));
+  return Mul(activated, Add(up, Broadcast(1.0f)));
+}
+
 inline Lanes Activated(Lanes x, Activation activation) {
   const Lanes zero = Broadcast(0.0f), one = Broadcast(1.0f), half = Broadcast(0.5f);
   switch (activation) {
@@ -121,6 +134,10 @@ inline Lanes Activated(Lanes x, Activation activation) {
       const Lanes positive = Max(zero, x);
       return Mul(positive, positive);
     }
+    case Activation::kSigmoid:
+      return Sigmoid(x);
+    case Activation::kClampedSwiglu:
+      break;  // takes both halves
   }
   return x;
 }
@@ -130,9 +147,13 @@ void ActivateRow(const ActivationArgs& args, int64_t row) {
   const T* x = static_cast<const T*>(args.x) + row * args.size * (args.gated ? 2 : 1);
   T* out = static_cast<T*>(args.out) + row * args.size;
   ForLanes(args.size, [&](int64_t i, int64_t n) {
-    Lanes y = Activated(LoadUpTo(x + i, n), args.activation);
-    if (args.gated) y = Mul(y, LoadUpTo(x + args.size + i, n));
-    StoreUpTo(out + i, y, n);
+    const Lanes gate = LoadUpTo(x + i, n);
+    if (args.activation == Activation::kClampedSwiglu) {
+      const Lanes up = LoadUpTo(x + args.size + i, n);
+      return StoreUpTo(out + i, ClampedSwiglu(gate, up, args.alpha, args.limit), n);
+    }
+    const Lanes y = Activated(gate, args.activation);
+    StoreUpTo(out + i, args.gated ? Mul(y, LoadUpTo(x + args.size + i, n)) : y, n);
   });
 }
 

@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: Slipstream contributors
 // SPDX-License-Identifier: Apache-2.0
 
-// slipstream._kernels: addresses and sizes in, nothing checked. slipstream/layers/rows.py and
-// slipstream/attention/paged_rows.py check, and are the only callers.
+// slipstream._kernels: addresses and sizes in, nothing checked. slipstream/layers/rows.py,
+// slipstream/layers/expert_rows.py and slipstream/attention/paged_rows.py check, and are the only
+// callers.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -44,14 +45,15 @@ class Rows {
 
   void Linear(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows,
               int64_t in, int64_t columns, int64_t out_stride, Dtype dtype) {
-    const float* wide = At<const float>(x);
-    if (dtype == Dtype::kBfloat16) {
-      wide_.resize(std::max<size_t>(wide_.size(), rows * in));
-      kernels_->widen(At<const Bfloat16>(x), wide_.data(), rows * in);
-      wide = wide_.data();
-    }
-    const LinearArgs args = {wide, At(weight), At(bias),   At(out), rows,
-                             in,   columns,    out_stride, dtype};
+    const LinearArgs args = {Wide(x, rows * in, dtype),
+                             At(weight),
+                             At(bias),
+                             At(out),
+                             rows,
+                             in,
+                             columns,
+                             out_stride,
+                             dtype};
     if (pool_.threads() == 1 || rows * in * columns < kSmall) {
       return kernels_->linear(args, 0, rows, 0, columns);
     }
@@ -61,6 +63,56 @@ class Rows {
       kernels_->linear(args, row, std::min(row + kTaskRows, rows), column,
                        std::min(column + kTaskColumns, columns));
     });
+  }
+
+  // Rows of x that are sorted by expert, each times its expert's matrix, plus its bias. segments:
+  // int64 [count, 3] expert, first row and end; weights: [experts, columns, in], experts
+  // `weight_stride` elements apart; biases: [experts, columns] or null; out: [rows, columns].
+  void ExpertLinear(uintptr_t x, uintptr_t weights, int64_t weight_stride, uintptr_t biases,
+                    uintptr_t out, uintptr_t segments, int64_t count, int64_t in, int64_t columns,
+                    Dtype dtype) {
+    const auto* bounds = At<const int64_t>(segments);
+    const int64_t rows = bounds[count * 3 - 1];
+    const int64_t width = dtype == Dtype::kFloat32 ? sizeof(float) : sizeof(Bfloat16);
+    const float* wide = Wide(x, rows * in, dtype);
+    pieces_.clear();
+    for (const int64_t* s = bounds; s < bounds + count * 3; s += 3) {
+      for (int64_t row = s[1]; row < s[2]; row += kTaskRows) {
+        for (int64_t column = 0; column < columns; column += kTaskColumns) {
+          pieces_.push_back({s[0], row, std::min(row + kTaskRows, s[2]), column});
+        }
+      }
+    }
+    const auto run = [&](int64_t i, int) {
+      const Piece& piece = pieces_[i];
+      const LinearArgs args = {wide,
+                               At(weights + piece.expert * weight_stride * width),
+                               biases == 0 ? nullptr : At(biases + piece.expert * columns * width),
+                               At(out),
+                               rows,
+                               in,
+                               columns,
+                               columns,
+                               dtype};
+      kernels_->linear(args, piece.begin, piece.end, piece.column,
+                       std::min(piece.column + kTaskColumns, columns));
+    };
+    const auto pieces = static_cast<int64_t>(pieces_.size());
+    if (rows * in * columns >= kSmall) return pool_.Run(pieces, run);
+    for (int64_t i = 0; i < pieces; ++i) run(i, 0);
+  }
+
+  void Route(const RouteArgs& args, int64_t rows) {
+    const int64_t piece = std::max<int64_t>(1, kSmall / (args.num_experts * 16));
+    pool_.Run(Pieces(rows, piece), [&](int64_t i, int thread) {
+      float* scratch = Scratch(thread, RouteScratch(args));
+      kernels_->route(args, i * piece, std::min((i + 1) * piece, rows), scratch);
+    });
+  }
+
+  void Combine(const CombineArgs& args, int64_t rows) {
+    Split(rows, args.size * args.top_k,
+          [&](int64_t begin, int64_t end) { kernels_->combine(args, begin, end); });
   }
 
   void Norm(const NormArgs& args, int64_t rows) {
@@ -85,13 +137,30 @@ class Rows {
       const int32_t* piece = pieces + i / args.kv_heads * 3;
       const AttentionTask task = {piece[0], piece[1], piece[2], i % args.kv_heads};
       const int64_t need = AttentionScratch(args, task.end - task.begin, seen[i / args.kv_heads]);
-      std::vector<float>& scratch = scratch_[thread];
-      if (static_cast<int64_t>(scratch.size()) < need) scratch.resize(need);
-      kernels_->attend(args, task, scratch.data());
+      kernels_->attend(args, task, Scratch(thread, need));
     });
   }
 
  private:
+  // Rows of one expert, and their columns from `column` on.
+  struct Piece {
+    int64_t expert, begin, end, column;
+  };
+
+  // x in float32, until the next call.
+  const float* Wide(uintptr_t x, int64_t size, Dtype dtype) {
+    if (dtype == Dtype::kFloat32) return At<const float>(x);
+    wide_.resize(std::max<size_t>(wide_.size(), size));
+    kernels_->widen(At<const Bfloat16>(x), wide_.data(), size);
+    return wide_.data();
+  }
+
+  float* Scratch(int thread, size_t size) {
+    std::vector<float>& scratch = scratch_[thread];
+    if (scratch.size() < size) scratch.resize(size);
+    return scratch.data();
+  }
+
   template <typename Function>
   void Split(int64_t rows, int64_t work, const Function& run) {
     const int64_t piece = std::max<int64_t>(1, kSmall / std::max<int64_t>(work, 1));
@@ -102,6 +171,7 @@ class Rows {
   const RowKernels* kernels_;
   TaskPool pool_;
   std::vector<float> wide_;
+  std::vector<Piece> pieces_;
   std::vector<std::vector<float>> scratch_;  // by thread
 };
 
@@ -118,6 +188,11 @@ void Angles(uintptr_t positions, uintptr_t frequencies, uintptr_t cos, uintptr_t
   }
 }
 
+// In place, one number at a time by the C library.
+void Log1p(uintptr_t x, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) At<float>(x)[i] = std::log1p(At<float>(x)[i]);
+}
+
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Kernels on a CPU, each of whose rows depends on nothing but itself.";
   py::enum_<Dtype>(m, "Dtype")
@@ -128,13 +203,16 @@ PYBIND11_MODULE(_kernels, m) {
       .value("GELU", Activation::kGelu)
       .value("GELU_TANH", Activation::kGeluTanh)
       .value("RELU", Activation::kRelu)
-      .value("RELU2", Activation::kRelu2);
+      .value("RELU2", Activation::kRelu2)
+      .value("SIGMOID", Activation::kSigmoid)
+      .value("CLAMPED_SWIGLU", Activation::kClampedSwiglu);
   py::enum_<MaskKind>(m, "MaskKind")
       .value("FULL", MaskKind::kFull)
       .value("SLIDING", MaskKind::kSliding)
       .value("CHUNKED", MaskKind::kChunked);
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def("angles", &Angles, unlocked);
+  m.def("log1p", &Log1p, unlocked);
   py::class_<Rows>(m, "Rows")
       .def(py::init<int, const std::string&>(), py::arg("threads"), py::arg("instructions") = "")
       .def_property_readonly("instructions", &Rows::instructions)
@@ -152,22 +230,60 @@ PYBIND11_MODULE(_kernels, m) {
       .def(
           "activate",
           [](Rows& rows, uintptr_t x, uintptr_t out, int64_t count, int64_t size,
-             Activation activation, bool gated, Dtype dtype) {
-            rows.Activate({At(x), At(out), size, activation, gated, dtype}, count);
+             Activation activation, bool gated, Dtype dtype, float alpha, float limit) {
+            rows.Activate({At(x), At(out), size, activation, gated, dtype, alpha, limit}, count);
           },
           unlocked)
       .def("soft_cap", &Rows::SoftCap, unlocked)
+      .def("expert_linear", &Rows::ExpertLinear, unlocked)
+      .def(
+          "route",
+          [](Rows& rows, uintptr_t logits, uintptr_t correction, uintptr_t experts,
+             uintptr_t weights, int64_t count, int64_t num_experts, int64_t top_k,
+             int64_t num_groups, int64_t kept_groups, bool sigmoid, bool score_chosen,
+             bool rank_by_two, bool renormalise, float scale) {
+            rows.Route({At<const float>(logits), At<const float>(correction), At<int64_t>(experts),
+                        At<float>(weights), num_experts, top_k, num_groups, kept_groups, sigmoid,
+                        score_chosen, rank_by_two, renormalise, scale},
+                       count);
+          },
+          unlocked)
+      .def(
+          "combine",
+          [](Rows& rows, uintptr_t x, uintptr_t places, uintptr_t weights, uintptr_t out,
+             int64_t count, int64_t size, int64_t top_k, Dtype dtype) {
+            rows.Combine({At(x), At<const int64_t>(places), At<const float>(weights), At(out), size,
+                          top_k, dtype},
+                         count);
+          },
+          unlocked)
       .def(
           "attend",
           [](Rows& rows, uintptr_t queries, int64_t query_stride, uintptr_t pool, uintptr_t tables,
              int64_t table_width, uintptr_t first_position, uintptr_t first_row, uintptr_t sinks,
-             uintptr_t out, int64_t kv_heads, int64_t queries_per_kv, int64_t dim,
-             int64_t per_block, MaskKind mask, int64_t mask_size, float scale, float soft_cap,
-             Dtype dtype, uintptr_t tasks, uintptr_t spans, int64_t count) {
-            rows.Attend({At(queries), At(pool), At<const int32_t>(tables),
-                         At<const int32_t>(first_position), At<const int32_t>(first_row),
-                         At<const float>(sinks), At(out), query_stride, table_width, kv_heads,
-                         queries_per_kv, dim, per_block, mask, mask_size, scale, soft_cap, dtype},
+             uintptr_t out, int64_t planes, int64_t kv_heads, int64_t queries_per_kv, int64_t dim,
+             int64_t value_dim, int64_t per_block, MaskKind mask, int64_t mask_size, float scale,
+             float soft_cap, Dtype dtype, uintptr_t tasks, uintptr_t spans, int64_t count) {
+            rows.Attend({At(queries),
+                         At(pool),
+                         At<const int32_t>(tables),
+                         At<const int32_t>(first_position),
+                         At<const int32_t>(first_row),
+                         At<const float>(sinks),
+                         At(out),
+                         query_stride,
+                         table_width,
+                         planes,
+                         kv_heads,
+                         queries_per_kv,
+                         dim,
+                         value_dim,
+                         per_block,
+                         mask,
+                         mask_size,
+                         scale,
+                         soft_cap,
+                         dtype},
                         tasks, spans, count);
           },
           unlocked);

@@ -36,7 +36,6 @@ class PagedRows:
         scores: Sequence[ScoreSpec],
     ) -> None:
         shape = caches[0].shape
-        assert shape.latent_dim is None
         self.kernels = kernels
         self.num_heads = num_heads
         self.shape = shape
@@ -82,7 +81,7 @@ class PagedRowsPlan:
         backend.stored[layer].write(self._write_rows[group], qkv[:, heads:])
         tables = self._tables[group]
         tasks, spans = self._tasks[score.mask]
-        out = qkv.new_empty(qkv.shape[0], heads * dim)
+        out = qkv.new_empty(qkv.shape[0], heads * shape.value_dim)
         sinks = None if sinks is None else sinks.float().contiguous()
         assert qkv.is_contiguous()
         backend.kernels.handle.attend(
@@ -95,9 +94,11 @@ class PagedRowsPlan:
             self._first_row.ctypes.data,
             0 if sinks is None else sinks.data_ptr(),
             out.data_ptr(),
+            shape.planes,
             kv_heads,
             heads // kv_heads,
             dim,
+            shape.value_dim,
             shape.tokens_per_block,
             getattr(_kernels.MaskKind, score.mask.kind.upper()),
             score.mask.size,

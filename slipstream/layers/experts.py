@@ -15,6 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.layers.expert_rows import combine, multiply
+from slipstream.layers.rows import RowKernels
+
 # From this size on, the rows of all experts together leave a CPU's caches between one use and the
 # next, and cost more than what one expert at a time repeats.
 _CACHED_BYTES = 2 << 20
@@ -68,7 +71,10 @@ class Dispatch:
 
 
 class Experts(nn.Module):
-    """Gated blocks with their matrices stacked, gate rows before up rows."""
+    """Gated blocks with their matrices stacked, gate rows before up rows. ``rows``: set if no token
+    may depend on the others."""
+
+    rows: RowKernels | None = None
 
     def __init__(
         self, spec: ExpertsSpec, hidden_size: int, num_experts: int, dtype: torch.dtype
@@ -89,6 +95,8 @@ class Experts(nn.Module):
         """x: ``[tokens, hidden]``; weights: ``[tokens, top_k]`` in the router's order. Returns the
         weighted sum over each token's experts, ``[tokens, hidden]``."""
         weights = weights.to(x.dtype)
+        if self.rows is not None:
+            return self._by_rows(self.rows, x, dispatch, weights)
         row_bytes = x.shape[-1] * x.itemsize
         if x.is_cpu and dispatch.order.numel() * row_bytes >= _CACHED_BYTES:
             return self._one_by_one(x, dispatch, weights)
@@ -134,6 +142,22 @@ class Experts(nn.Module):
         )
         out = down_product(inner, pairs, self.down, self.down_bias)
         return self._combine(out, top_k, weights), pairs.counts
+
+    def _by_rows(
+        self, kernels: RowKernels, x: torch.Tensor, dispatch: Dispatch, weights: torch.Tensor
+    ) -> torch.Tensor:
+        spec, segments = self.spec, dispatch.segments()
+        rows = x[dispatch.tokens]
+        if spec.weigh_input:
+            rows *= weights.flatten()[dispatch.order, None]
+        inner = multiply(kernels, rows, self.gate_up, self.gate_up_bias, segments)
+        activation = "silu" if spec.activation == "swiglu" else spec.activation
+        inner = kernels.gated(inner, activation, alpha=spec.alpha, limit=spec.limit)
+        out = multiply(kernels, inner, self.down, self.down_bias, segments)
+        places = torch.empty_like(dispatch.order)
+        places[dispatch.order] = torch.arange(places.numel())
+        places = places.view(weights.shape)
+        return combine(kernels, out, places, None if spec.weigh_input else weights.float())
 
     def _one_by_one(
         self, x: torch.Tensor, dispatch: Dispatch, weights: torch.Tensor

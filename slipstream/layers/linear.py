@@ -34,19 +34,28 @@ class FewRows:
         return self.by_rows[rows] if rows < len(self.by_rows) else None
 
 
-class Linear(nn.Linear):
-    """``x @ weight.T + bias``. ``few_rows``: set once it is known on which GPU this runs; ``rows``:
-    set if no row may depend on the others."""
+class PlainLinear(nn.Linear):
+    """``x @ weight.T + bias`` on torch's own product. ``rows``: set if no row may depend on the
+    others."""
 
-    few_rows: FewRows | None = None
     rows: RowKernels | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: ``[rows, in]``. Returns ``[rows, out]``."""
         if self.rows is not None:
             return self.rows.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+class Linear(PlainLinear):
+    """A PlainLinear that may run on kernels. ``few_rows``: set once it is known on which GPU."""
+
+    few_rows: FewRows | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[rows, in]``. Returns ``[rows, out]``."""
         product = self._few_rows_product(x)
-        return F.linear(x, self.weight, self.bias) if product is None else product
+        return super().forward(x) if product is None else product
 
     def into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """``forward`` without a bias, into ``out`` ``[rows, out]``."""

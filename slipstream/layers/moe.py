@@ -12,6 +12,7 @@ from torch import nn
 
 from slipstream.layers.device import has_kernels
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
+from slipstream.layers.linear import PlainLinear
 from slipstream.layers.mlp import GatedMlp, MlpSpec
 from slipstream.layers.router import Router, RouterSpec
 
@@ -27,6 +28,18 @@ class MoeSpec:
     shared_gate: bool = False
 
 
+class TokenGate(PlainLinear):
+    """A token's own weight, ``sigmoid(weight . x)``."""
+
+    def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
+        super().__init__(hidden_size, 1, bias=False, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``[tokens, hidden]``. Returns ``[tokens, 1]``."""
+        logit = super().forward(x)
+        return logit.sigmoid_() if self.rows is None else self.rows.activate_(logit, "sigmoid")
+
+
 class MoeBlock(nn.Module):
     """``experts(x) + shared(x)``; if gated, the shared part times ``sigmoid(shared_gate(x))``."""
 
@@ -35,9 +48,7 @@ class MoeBlock(nn.Module):
         self.router = Router(spec.router, hidden_size, dtype)
         self.experts = Experts(spec.experts, hidden_size, spec.router.num_experts, dtype)
         self.shared = GatedMlp(hidden_size, spec.shared, dtype) if spec.shared else None
-        self.shared_gate = (
-            nn.Linear(hidden_size, 1, bias=False, dtype=dtype) if spec.shared_gate else None
-        )
+        self.shared_gate = TokenGate(hidden_size, dtype) if spec.shared_gate else None
         self._load: torch.Tensor | None = None
 
     def count_into(self, load: torch.Tensor) -> None:
@@ -59,7 +70,7 @@ class MoeBlock(nn.Module):
             return out
         shared = self.shared(x)
         if self.shared_gate is not None:
-            shared *= self.shared_gate(x).sigmoid_()
+            shared *= self.shared_gate(x)
         return out.add_(shared)
 
 

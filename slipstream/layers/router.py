@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.layers.expert_rows import route
+from slipstream.layers.rows import RowKernels
+
 # Keeps the renormalisation finite when every chosen score underflows.
 _TINY = 1e-20
 
@@ -44,7 +47,10 @@ class RouterSpec:
 
 
 class Router(nn.Module):
-    """A linear map to one logit an expert, and the choice among them."""
+    """A linear map to one logit an expert, and the choice among them. ``rows``: set if no token may
+    depend on the others."""
+
+    rows: RowKernels | None = None
 
     def __init__(self, spec: RouterSpec, hidden: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -61,7 +67,10 @@ class Router(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x: ``[tokens, hidden]``. Returns experts, int64, and weights, float32: each
-        ``[tokens, top_k]``, in no particular order."""
+        ``[tokens, top_k]``, in no particular order; with ``rows`` the best first."""
+        if self.rows is not None:
+            logits = self.rows.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
+            return route(self.rows, logits, self.spec, self.correction)
         logits = F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
         return choose(logits, self.spec, self.correction)
 

@@ -48,7 +48,7 @@ class RowKernels:
         self.handle.linear(
             x.data_ptr(),
             weight.data_ptr(),
-            _address(bias, (columns,), x.dtype),
+            address_of(bias, (columns,), x.dtype),
             out.data_ptr(),
             rows,
             size,
@@ -78,8 +78,8 @@ class RowKernels:
         self.handle.norm(
             rows.data_ptr(),
             rows.stride(0),
-            _address(weight, (size,), kind),
-            _address(bias, (size,), kind),
+            address_of(weight, (size,), kind),
+            address_of(bias, (size,), kind),
             out.data_ptr(),
             rows.shape[0],
             size,
@@ -90,24 +90,35 @@ class RowKernels:
         )
         return out
 
-    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
-        """``act(gate) * up`` of ``[rows, 2 * inner]``, gate first: ``[rows, inner]``."""
+    def gated(
+        self, x: torch.Tensor, activation: str, *, alpha: float = 0.0, limit: float = 0.0
+    ) -> torch.Tensor:
+        """``act(gate) * up`` of ``[rows, 2 * inner]``, gate first: ``[rows, inner]``. alpha, limit:
+        of ``clamped_swiglu``, see ExpertsSpec."""
         out = x.new_empty(x.shape[0], x.shape[1] // 2)
-        self._activate(x, out, activation, gated=True)
+        self._activate(x, out, activation, True, alpha, limit)
         return out
 
     def activate_(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         """``act(x)`` of ``[rows, size]``, in place."""
-        self._activate(x, x, activation, gated=False)
+        self._activate(x, x, activation, False)
         return x
 
     def _activate(
-        self, x: torch.Tensor, out: torch.Tensor, activation: str, *, gated: bool
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        activation: str,
+        gated: bool,
+        alpha: float = 0.0,
+        limit: float = 0.0,
     ) -> None:
         assert x.is_contiguous()
         kind = getattr(_kernels.Activation, activation.upper())
         rows, size = out.shape
-        self.handle.activate(x.data_ptr(), out.data_ptr(), rows, size, kind, gated, dtype_of(x))
+        self.handle.activate(
+            x.data_ptr(), out.data_ptr(), rows, size, kind, gated, dtype_of(x), alpha, limit
+        )
 
     def soft_cap_(self, x: torch.Tensor, cap: float) -> torch.Tensor:
         """``cap * tanh(x / cap)``, float32, in place."""
@@ -131,14 +142,22 @@ def angles(positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Te
     return cos, sin
 
 
+def log1p_(x: torch.Tensor) -> torch.Tensor:
+    """``log(1 + x)``, float32, in place."""
+    assert x.is_contiguous()
+    assert x.dtype == torch.float32
+    _kernels.log1p(x.data_ptr(), x.numel())
+    return x
+
+
 def dtype_of(x: torch.Tensor) -> Any:
     """The kernels' name of a tensor's dtype; the tensor is on the CPU."""
     assert x.device.type == "cpu"
     return _DTYPES[x.dtype]
 
 
-def _address(values: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Where they are; 0 for None."""
+def address_of(values: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Where values of that shape are; 0 for None."""
     if values is None:
         return 0
     assert values.shape == shape

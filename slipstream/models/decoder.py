@@ -14,7 +14,7 @@ from slipstream.layers.mlp import GatedMlp, MlpSpec, PlainMlp
 from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.norm import Norm, add_scaled_
 from slipstream.layers.rotary import RopeSpec, RotaryEmbedding
-from slipstream.layers.rows import RowKernels
+from slipstream.layers.rows import RowKernels, log1p_
 from slipstream.models.attention import GroupedQueryAttention, LayerInputs
 from slipstream.models.latent_attention import LatentAttention
 from slipstream.models.spec import ArchSpec, TemperatureSpec
@@ -183,7 +183,10 @@ class Decoder(nn.Module):
 
 
 class PositionTables(nn.Module):
-    """What positions mean to each layer, computed once a batch for layers that agree."""
+    """What positions mean to each layer, computed once a batch for layers that agree. ``rows``: as
+    of the Decoder."""
+
+    rows: RowKernels | None = None
 
     def __init__(self, spec: ArchSpec, dtype: torch.dtype) -> None:
         super().__init__()
@@ -210,4 +213,5 @@ class PositionTables(nn.Module):
 
     def _temperature(self, positions: torch.Tensor, spec: TemperatureSpec) -> torch.Tensor:
         steps = ((positions.float() + 1) / spec.floor).floor()
-        return (steps.log1p() * spec.scale + 1).to(self._dtype)[:, None, None]
+        logs = steps.log1p() if self.rows is None else log1p_(steps)
+        return (logs * spec.scale + 1).to(self._dtype)[:, None, None]

@@ -6,27 +6,42 @@ from __future__ import annotations
 
 from torch import nn
 
-from slipstream.layers.linear import GatedLinear, Linear
+from slipstream.layers.experts import Experts
+from slipstream.layers.linear import GatedLinear, Linear, PlainLinear
 from slipstream.layers.mlp import GatedMlp, PlainMlp
-from slipstream.layers.moe import MoeSpec
+from slipstream.layers.moe import MoeBlock, TokenGate
 from slipstream.layers.norm import Norm
+from slipstream.layers.router import Router
 from slipstream.layers.rows import DTYPE_NAMES, RowKernels
 from slipstream.models.attention import GroupedQueryAttention
 from slipstream.models.decoder import Decoder, DecoderLayer, PositionTables
+from slipstream.models.latent_attention import LatentAttention
 from slipstream.models.served import ServedSpec
 from slipstream.models.spec import ArchSpec
 
 # Those whose operations have all been looked at: what takes a sum or a function of floating point
 # numbers runs on RowKernels, what is left are copies and single additions and multiplications.
-_TAKES_ROWS = (Decoder, DecoderLayer, Linear, GatedLinear, Norm)
+_TAKES_ROWS = (
+    Decoder,
+    DecoderLayer,
+    Experts,
+    GatedLinear,
+    LatentAttention,
+    Linear,
+    Norm,
+    PlainLinear,
+    PositionTables,
+    Router,
+    TokenGate,
+)
 _EXACT = (
     GatedMlp,
     GroupedQueryAttention,
+    MoeBlock,
     nn.Embedding,
     nn.Identity,
     nn.ModuleList,
     PlainMlp,
-    PositionTables,
 )
 
 
@@ -55,12 +70,6 @@ def row_obstacle(
         )
     if not isinstance(spec, ArchSpec):
         return f"{name} runs on transformers' own forward, whose products depend on the batch"
-    if spec.latent_dim is not None:
-        return f"it is not served for multi-head latent attention, which {name} has"
-    if any(layer.attention.temperature is not None for layer in spec.layers):
-        return f"it is not served for queries scaled by their position, which {name} has"
-    if any(isinstance(layer.mlp, MoeSpec) for layer in spec.layers):
-        return f"it is not served for experts, which {name} has"
     return None
 
 

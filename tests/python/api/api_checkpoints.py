@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Slipstream contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny random Llama that tests of the Python API generate with, and prompts for it."""
+"""The tiny random models that tests of the Python API generate with, and prompts for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 VOCAB = 160
 
@@ -30,6 +37,59 @@ def save_llama(path: Path, *, initializer_range: float) -> Path:
         dtype="float32",
     )
     LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def save_mixture(path: Path, *, initializer_range: float) -> Path:
+    """Two layers in float32, each of eight experts and a shared one behind a gate."""
+    torch.manual_seed(3)
+    config = Qwen2MoeConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        moe_intermediate_size=40,
+        shared_expert_intermediate_size=56,
+        num_experts=8,
+        num_experts_per_tok=3,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range,
+        dtype="float32",
+    )
+    Qwen2MoeForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def save_latents(path: Path, *, initializer_range: float) -> Path:
+    """Two layers in float32 with latent attention, the second of eight experts in four groups."""
+    torch.manual_seed(3)
+    config = DeepseekV3Config(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=40,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        kv_lora_rank=20,
+        q_lora_rank=24,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=12,
+        v_head_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range,
+        dtype="float32",
+    )
+    DeepseekV3ForCausalLM(config).save_pretrained(path)
     return path
 
 

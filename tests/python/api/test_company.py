@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from api_checkpoints import VOCAB, save_llama
+from api_checkpoints import VOCAB, save_latents, save_llama, save_mixture
 from company import EPSILON, answers, check, first_difference, gap, in_any_company
 
 from slipstream.api import LLM, SamplingParams, TokenLogprobs
@@ -23,7 +23,12 @@ from slipstream.demo.words import NOUNS
 
 SHORT = SamplingParams(max_tokens=8, ignore_eos=True, logprobs=4)
 LONG = SamplingParams(max_tokens=48, ignore_eos=True, logprobs=4)
-CANARIES = range(90, VOCAB)  # tokens that the prompts of `llama` do not have otherwise
+CANARIES = range(90, VOCAB)  # tokens that random prompts do not have otherwise
+MODELS = [  # by their fixtures
+    "llama",
+    pytest.param("mixture", marks=pytest.mark.slow),
+    pytest.param("latents", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("llama"), initializer_range=0.2)
 
 
-def prompts_of_llama() -> list[list[int]]:
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_mixture(tmp_path_factory.mktemp("mixture"), initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_latents(tmp_path_factory.mktemp("latents"), initializer_range=0.2)
+
+
+def random_prompts() -> list[list[int]]:
     """64 prompts, each a beginning of the same text, its own canary, and more of its own."""
     rng = random.Random(0)
     shared = [rng.randrange(CANARIES[0]) for _ in range(100)]
@@ -88,7 +103,26 @@ def cases(*fast: tuple[str, bool]) -> list[object]:
 
 @pytest.mark.parametrize(("dtype", "deterministic"), cases(("bfloat16", False), ("bfloat16", True)))
 def test_company_of_a_random_llama(llama: Path, dtype: str, deterministic: bool) -> None:
-    check_company(llama, prompts_of_llama(), SHORT, dtype, deterministic)
+    check_company(llama, random_prompts(), SHORT, dtype, deterministic)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        ("mixture", "bfloat16"),
+        pytest.param("mixture", "float32", marks=pytest.mark.slow),
+        pytest.param("latents", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("latents", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_company_of_random_experts(model: str, dtype: str, request: pytest.FixtureRequest) -> None:
+    """Who shares an expert with whom is another thing in another company."""
+    check_company(request.getfixturevalue(model), random_prompts()[::2], SHORT, dtype, True)
+
+
+@pytest.mark.slow
+def test_company_of_the_demo_model_with_experts() -> None:
+    check_company(demo_model_path("demo-moe"), prompts_of_demo(64), LONG, "bfloat16", True)
 
 
 @pytest.mark.slow
@@ -97,16 +131,18 @@ def test_company_of_the_demo_model(dtype: str, deterministic: bool) -> None:
     check_company(demo_model_path(), prompts_of_demo(64), LONG, dtype, deterministic)
 
 
-def test_no_canary_crosses_to_another_request(llama: Path) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_no_canary_crosses_to_another_request(model: str, request: pytest.FixtureRequest) -> None:
     """One prompt's canary becomes another: every other request answers as before, to the bit."""
-    prompts = prompts_of_llama()
+    prompts = random_prompts()
     changed = [list(prompt) for prompt in prompts]
     where = changed[17].index(CANARIES[17])
     changed[17][where] = CANARIES[64]
     options = {"kv_cache_tokens": 1 << 15, "max_num_tokens": 64, "deterministic": True}
     found = []
     for batch in (prompts, changed):
-        with LLM(llama, device="cpu", **options) as llm:  # type: ignore[arg-type]
+        path = request.getfixturevalue(model)
+        with LLM(path, device="cpu", **options) as llm:  # type: ignore[arg-type]
             found.append(answers(llm, batch, SHORT))
     before, after = found
     assert before[17] != after[17], "the canary is not felt"
@@ -148,12 +184,16 @@ def worker_process() -> psutil.Process:
     return max(workers, key=psutil.Process.create_time)
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("deaths", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_the_death_of_the_worker_changes_no_bit(llama: Path, deaths: int) -> None:
+def test_the_death_of_the_worker_changes_no_bit(
+    model: str, deaths: int, request: pytest.FixtureRequest
+) -> None:
     """What a new worker computes again, with other company, are the keys and values it had."""
-    prompts = prompts_of_llama()
+    prompts = random_prompts()
     params = SamplingParams(max_tokens=120, ignore_eos=True, logprobs=4, temperature=0.8, seed=3)
-    with LLM(llama, device="cpu", kv_cache_tokens=1 << 14, deterministic=True) as llm:
+    path = request.getfixturevalue(model)
+    with LLM(path, device="cpu", kv_cache_tokens=1 << 14, deterministic=True) as llm:
         undisturbed = answers(llm, prompts[:1], params)[0]
         for death in range(deaths):
             found: list[TokenLogprobs] = []

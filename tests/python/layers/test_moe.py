@@ -6,21 +6,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from slipstream.layers import experts as experts_module
+from slipstream.layers.expert_rows import route
 from slipstream.layers.experts import Dispatch, Experts, ExpertsSpec
 from slipstream.layers.mlp import MlpSpec
 from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.router import RouterSpec, choose
+from slipstream.layers.rows import RowKernels
 
 LOGITS = [0.0, math.log(4.0), math.log(2.0), math.log(3.0)]  # softmax: 0.1, 0.4, 0.2, 0.3
 
 
-def weights_by_expert(logits, spec, correction=None) -> dict[int, float]:
+@pytest.fixture(params=["torch", "rows"])
+def weights_by_expert(request):
+    """A token's choice, in either implementation."""
+    if request.param == "torch":
+        return partial(_weights_by_expert, choose)
+    return partial(_weights_by_expert, partial(route, RowKernels(1)))
+
+
+def _weights_by_expert(choose, logits, spec, correction=None) -> dict[int, float]:
     bias = None if correction is None else torch.tensor(correction)
     experts, weights = choose(torch.tensor([logits]), spec, bias)
     return dict(zip(experts[0].tolist(), weights[0].tolist(), strict=True))
@@ -41,11 +52,11 @@ def weights_by_expert(logits, spec, correction=None) -> dict[int, float]:
         (RouterSpec(4, 2, num_groups=2, kept_groups=2), {1: 0.4, 3: 0.3}),
     ],
 )
-def test_choices_and_weights(spec, expected):
+def test_choices_and_weights(weights_by_expert, spec, expected):
     assert weights_by_expert(LOGITS, spec) == pytest.approx(expected)
 
 
-def test_groups_rank_by_their_best_or_by_their_best_two():
+def test_groups_rank_by_their_best_or_by_their_best_two(weights_by_expert):
     logits = [0.0, math.log(4.0), math.log(3.0), math.log(2.5)]
     best = RouterSpec(4, 2, num_groups=2, kept_groups=1)
     pair = RouterSpec(4, 2, num_groups=2, kept_groups=1, group_rank="top2")
@@ -53,12 +64,12 @@ def test_groups_rank_by_their_best_or_by_their_best_two():
     assert weights_by_expert(logits, pair).keys() == {2, 3}
 
 
-def test_a_correction_chooses_but_does_not_weigh():
+def test_a_correction_chooses_but_does_not_weigh(weights_by_expert):
     spec = RouterSpec(4, 1, "sigmoid", correction=True)
     assert weights_by_expert(LOGITS, spec, [0.5, 0.0, 0.0, 0.0]) == pytest.approx({0: 0.5})
 
 
-def test_saturated_scores_do_not_hide_the_larger_logit():
+def test_saturated_scores_do_not_hide_the_larger_logit(weights_by_expert):
     """Both sigmoids are 1 in float32: only the logits tell the experts apart."""
     spec = RouterSpec(3, 1, "sigmoid", score_chosen=True)
     assert weights_by_expert([40.0, 60.0, 50.0], spec) == {1: 1.0}
@@ -98,10 +109,14 @@ SPECS = {
 SPEC = MoeSpec(RouterSpec(6, 2), SPECS["swiglu"])
 
 
-@pytest.fixture(params=["together", "one by one"])
+@pytest.fixture(params=["together", "one by one", "by rows"])
 def way(request, monkeypatch):
-    """How experts are computed on a CPU: as few rows are, and as many are."""
-    monkeypatch.setattr(experts_module, "_CACHED_BYTES", 1 << 40 if request.param[0] == "t" else 0)
+    """How experts are computed on a CPU: as few rows are, as many are, each row as if alone."""
+    if request.param == "by rows":
+        monkeypatch.setattr(Experts, "rows", RowKernels(2))
+    else:
+        size = 1 << 40 if request.param == "together" else 0
+        monkeypatch.setattr(experts_module, "_CACHED_BYTES", size)
 
 
 @pytest.mark.usefixtures("way")

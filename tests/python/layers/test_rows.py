@@ -4,45 +4,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 import pytest
 import torch
+from rows_testing import EXACT, assert_rows_are_their_own, rows_of
 from torch.nn import functional as F
 
 from slipstream.layers.mlp import Activation, MlpSpec, PlainMlp
 from slipstream.layers.norm import add_scaled_
-from slipstream.layers.rows import RowKernels, angles
+from slipstream.layers.rows import RowKernels, angles, log1p_
 
-EXACT = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # relative, of a rounded result
 SIZES = [1, 5, 16, 40, 64, 101, 256]  # with and without what fills no sixteen lanes
-
-
-@pytest.fixture(scope="module", params=["avx512", "avx2", "generic"])
-def kernels(request: pytest.FixtureRequest) -> RowKernels:
-    try:
-        return RowKernels(2, request.param)
-    except ValueError:
-        pytest.skip("this processor has not the instructions")
-
-
-def rows_of(count: int, size: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, size, generator=generator).to(dtype)
-
-
-def assert_rows_are_their_own(
-    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
-) -> None:
-    """Alone, in another order and in a slice that begins elsewhere in memory."""
-    whole = function(x.clone())
-    order = list(range(len(x)))
-    random.Random(1).shuffle(order)
-    assert torch.equal(function(x[order]), whole[order])
-    for row in order[:9]:
-        assert torch.equal(function(x[row : row + 1].clone())[0], whole[row])
-    assert torch.equal(function(x[3:-2].clone()), whole[3:-2])
 
 
 @pytest.mark.parametrize("dtype", EXACT)
@@ -108,6 +81,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -124,6 +98,24 @@ def test_activations(kernels: RowKernels, name: str, dtype: torch.dtype) -> None
     torch.testing.assert_close(kernels.gated(x, name).double(), act(gate) * up, **tight)
     assert_rows_are_their_own(lambda rows: kernels.activate_(rows, name), x)
     assert_rows_are_their_own(lambda rows: kernels.gated(rows, name), x)
+
+
+@pytest.mark.parametrize("dtype", EXACT)
+@pytest.mark.parametrize("inner", [1, 16, 53])
+def test_clamped_activations(kernels: RowKernels, inner: int, dtype: torch.dtype) -> None:
+    x = rows_of(20, 2 * inner, dtype) * 4
+    x[0, 0], x[1, inner], x[2, inner] = 300.0, 300.0, -300.0
+
+    def clamped(rows: torch.Tensor) -> torch.Tensor:
+        return kernels.gated(rows, "clamped_swiglu", alpha=1.3, limit=2.5)
+
+    gate, up = x.double().chunk(2, -1)
+    gate, up = gate.clamp(max=2.5), up.clamp(-2.5, 2.5)
+    exact = gate * torch.sigmoid(1.3 * gate) * (up + 1)
+    torch.testing.assert_close(clamped(x).double(), exact, atol=4e-6, rtol=EXACT[dtype])
+    assert_rows_are_their_own(clamped, x)
+    x[7, 0] = x[8, inner] = float("nan")
+    assert clamped(x).isnan().nonzero().tolist() == [[7, 0], [8, 0]]
 
 
 def test_soft_caps(kernels: RowKernels) -> None:
@@ -158,6 +150,14 @@ def test_angles() -> None:
     torch.testing.assert_close(cos.double(), exact.cos(), atol=1e-7, rtol=0)
     torch.testing.assert_close(sin.double(), exact.sin(), atol=1e-7, rtol=0)
     assert torch.equal(angles(positions[2:3], frequencies)[0][0], cos[2])
+
+
+def test_logarithms() -> None:
+    x = torch.tensor([0.0, 1.0, 2.0, 77.0, 1e6, 3e38])
+    exact = x.double().log1p()
+    assert log1p_(x) is x
+    torch.testing.assert_close(x.double(), exact, atol=0, rtol=1e-7)
+    assert torch.equal(log1p_(torch.full((37,), 3.0)), log1p_(torch.tensor([3.0])).expand(37))
 
 
 def test_scaled_sums_are_rounded_alike_everywhere() -> None:

@@ -100,7 +100,31 @@ def test_the_impossible_is_refused(
         make_plan(configure(**options), memory(free))
 
 
-def test_deterministic_is_refused_where_the_worker_would(configure: Configure) -> None:
+LATENT = {
+    **CONFIG,
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 12,
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 4,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+}
+MIXTURE = {
+    **CONFIG,
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+def test_deterministic_is_refused_where_the_worker_would(
+    checkpoint: Path, configure: Configure
+) -> None:
     def plan(device: str = "cpu", **options: Any) -> None:
         make_plan(configure(deterministic=True, **options), Memory(device, 1 << 30))
 
@@ -111,6 +135,13 @@ def test_deterministic_is_refused_where_the_worker_would(configure: Configure) -
         plan(kv_cache_dtype="fp8")
     with pytest.raises(PlanError, match="deterministic is true: .* attention_backend is 'sdpa'"):
         plan(attention_backend="sdpa")
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "model_type": "llama"}))
+    own = "LlamaForCausalLM runs on transformers' own forward"
+    with pytest.raises(PlanError, match=f"deterministic is true: {own}"):
+        plan(model_impl="transformers")
+    for served in (MIXTURE, LATENT):
+        (checkpoint / "config.json").write_text(json.dumps(served))
+        plan()
 
 
 def test_missing_gpu_is_refused(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,20 +188,7 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
 
 
 def test_latent_attention_caches_one_vector_a_token(checkpoint: Path, configure: Configure) -> None:
-    latent = {
-        "architectures": ["DeepseekV2ForCausalLM"],
-        "first_k_dense_replace": 1,
-        "kv_lora_rank": 12,
-        "moe_intermediate_size": 8,
-        "n_routed_experts": 4,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 2,
-        "num_key_value_heads": 4,
-        "qk_nope_head_dim": 6,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 6,
-    }
-    (checkpoint / "config.json").write_text(json.dumps(CONFIG | latent))
+    (checkpoint / "config.json").write_text(json.dumps(LATENT))
     plan = make_plan(configure(kv_cache_tokens=32), memory(1 << 20))
     assert plan.kv_bytes_per_token == 2 * (12 + 4) * 2
     assert dict(plan.rows())["KV cache per token"] == "2 layers x 16 latent x bfloat16 = 64 B"
