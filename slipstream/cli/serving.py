@@ -70,15 +70,6 @@ def make_local(config: SlipstreamConfig) -> SlipstreamConfig:
     return config.model_copy(update={"model": model})
 
 
-def _ending_when_dead(config: SlipstreamConfig) -> SlipstreamConfig:
-    """A server of one model that cannot be brought back has nothing left to serve, and what
-    supervises it sees only that it ended."""
-    if "exit_on_fatal" in config.worker.model_fields_set:
-        return config
-    worker = config.worker.model_copy(update={"exit_on_fatal": True})
-    return config.model_copy(update={"worker": worker})
-
-
 def prepare(
     config: SlipstreamConfig,
     repository: Path,
@@ -91,7 +82,7 @@ def prepare(
 
     Raises the errors of config, repository and server; each message says what to do.
     """
-    config = _ending_when_dead(make_local(resolve(config)))
+    config = make_local(resolve(config))
     if config.worker.worker == "process" and config.model.load_format != "dummy":
         try:
             table(make_plan(config).rows(), "memory plan")
