@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/health_watch.h"
 
-#include <unistd.h>
-
 #include <chrono>
 #include <utility>
 
@@ -32,38 +30,45 @@ bool HealthWatch::Wait(int milliseconds) {
 void HealthWatch::Run() {
   Health last = options_.health();
   uint64_t failures = 0;
-  bool withdrawn = false;
   while (Wait(100)) {
     const Health now = options_.health();
     const WorkerFailure failure = options_.failure();
     if (failure.count != failures) LogError("model " + options_.model + ": " + failure.why);
     failures = failure.count;
-    if (now == Health::kDead && !options_.exit_on_fatal && !withdrawn) {
-      withdrawn = options_.withdraw();
+    if (now != last) {
+      const std::string line =
+          "model " + options_.model + " was " + HealthName(last) + ", is " + HealthName(now);
+      if (now == Health::kReady) {
+        LogInfo(line);
+      } else {
+        LogError(line);
+      }
+      last = now;
     }
-    if (now == last) continue;
-    const std::string line =
-        "model " + options_.model + " was " + HealthName(last) + ", is " + HealthName(now);
-    if (now == Health::kReady) {
-      LogInfo(line);
-    } else {
-      LogError(line);
-    }
-    last = now;
-    if (now == Health::kDead && options_.exit_on_fatal) Die();
+    if (now != Health::kDead) continue;
+    if (const std::string why = WhyExit(); !why.empty()) return Die(why);
   }
 }
 
-void HealthWatch::Die() {
+std::string HealthWatch::WhyExit() {
+  if (options_.exit_on_fatal.value_or(false)) return "exit_on_fatal is set";
+  if (withdrawal_ == Withdrawal::kLater) withdrawal_ = options_.withdraw();
+  // The others may die, or be unloaded, later than this one.
+  if (!options_.exit_on_fatal && withdrawal_ == Withdrawal::kRefused && options_.last()) {
+    return "the server cannot be told, nor does another model live here";
+  }
+  return "";
+}
+
+void HealthWatch::Die(const std::string& why) {
   // The clients' errors first: at most 5 s for handing them over, then a moment for the sockets.
   for (int i = 0; i < 50 && !options_.idle(); ++i) {
     if (!Wait(100)) return;
   }
   if (!Wait(500)) return;
-  LogError("model " + options_.model + " is dead and exit_on_fatal is set: exiting with code " +
+  LogError("model " + options_.model + " is dead and " + why + ": exiting with code " +
            std::to_string(kExitCode));
-  // Not exit(): destructors of the server would wait for what does not come any more.
-  _exit(kExitCode);
+  options_.exit(kExitCode);
 }
 
 }  // namespace slipstream::triton

@@ -2,9 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <unistd.h>
+
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -12,20 +16,31 @@
 
 namespace slipstream::triton {
 
-// Logs the failures of a model's worker and the changes of its health. When the model is dead it
-// ends the process, if `exit_on_fatal` is set, since a server that cannot serve any more is better
-// restarted; otherwise it has the model withdrawn.
+// What became of taking a dead model out of the server's readiness.
+enum class Withdrawal : uint8_t {
+  kDone,
+  kRefused,  // for good: the server goes on calling it ready
+  kLater,    // to be tried again: the server starts or ends, or the model is being replaced
+};
+
+// Logs the failures of a model's worker and the changes of its health. When the model is dead, it
+// sees to it that the server does not go on as if it were not: it has the model withdrawn, or ends
+// the process, since a server that cannot serve any more is better restarted.
 class HealthWatch {
  public:
   static constexpr int kExitCode = 70;  // EX_SOFTWARE
   struct Options {
     std::string model;
-    bool exit_on_fatal = false;
+    // Whether death ends the process. Unset: if the model cannot be withdrawn and was the `last`.
+    std::optional<bool> exit_on_fatal;
     std::function<Health()> health;
     std::function<WorkerFailure()> failure;  // the last one
-    std::function<bool()> idle;              // every client has its last response
-    // Takes the dead model out of the server's readiness; false: to be tried again.
-    std::function<bool()> withdraw;
+    std::function<bool()> idle;              // every client of a dead model has its last response
+    std::function<Withdrawal()> withdraw;
+    std::function<bool()> last;  // no other model lives in this process, or is being loaded
+    // Ends the process at once. Not exit(): destructors of the server would wait for what does not
+    // come any more.
+    std::function<void(int code)> exit = [](int code) { ::_exit(code); };
   };
   explicit HealthWatch(Options options);
   ~HealthWatch();
@@ -35,9 +50,12 @@ class HealthWatch {
  private:
   void Run();
   bool Wait(int milliseconds);  // false when stopping
-  void Die();
+  // Why the process has to end, now that the model is dead; empty: it has not, so far.
+  std::string WhyExit();
+  void Die(const std::string& why);
 
   const Options options_;
+  Withdrawal withdrawal_ = Withdrawal::kLater;  // of the thread alone
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;  // guarded by mutex_

@@ -101,6 +101,22 @@ std::shared_ptr<LlmService> FindLlm(const std::string& name) {
   return entry == nullptr ? nullptr : entry->service.lock();
 }
 
+std::vector<std::shared_ptr<LlmService>> AllLlms() {
+  Table& table = TheTable();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  std::vector<std::shared_ptr<LlmService>> found;
+  for (const Entry& entry : table.entries) {
+    if (auto service = entry.service.lock()) found.push_back(std::move(service));
+  }
+  return found;
+}
+
+bool IsAnyLlmLoading() {
+  Table& table = TheTable();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  return !table.loading.empty();
+}
+
 void WaitForLlm(const std::string& name, int start_ms) {
   Table& table = TheTable();
   std::unique_lock<std::mutex> lock(table.mutex);

@@ -56,6 +56,12 @@ class LlmLoading final {
 // nullptr if there is none. During a reload there are two of one name: this is the newer one.
 std::shared_ptr<LlmService> FindLlm(const std::string& name);
 
+// Every one that is there, oldest first, those of one name too.
+std::vector<std::shared_ptr<LlmService>> AllLlms();
+
+// Whether an `llm` is being loaded, of whatever name.
+bool IsAnyLlmLoading();
+
 // Waits while an `llm` of this name is being loaded, or is about to be within `start_ms`; returns
 // at once when there is one.
 void WaitForLlm(const std::string& name, int start_ms);

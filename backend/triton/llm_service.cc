@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/llm_service.h"
 
+#include <algorithm>
 #include <chrono>
 #include <mutex>
 #include <new>
@@ -33,6 +34,21 @@ int64_t WallTimeUs() {
   return std::chrono::duration_cast<std::chrono::microseconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
+}
+
+bool IsAlive(const LlmService& llm) {
+  return llm.health() != Health::kDead && llm.health() != Health::kStopped;
+}
+
+bool IsAnyLlmAlive() {
+  const auto all = AllLlms();
+  return std::any_of(all.begin(), all.end(), [](const auto& llm) { return IsAlive(*llm); });
+}
+
+bool AreDeadLlmsIdle() {
+  const auto all = AllLlms();
+  return std::all_of(all.begin(), all.end(),
+                     [](const auto& llm) { return IsAlive(*llm) || llm->idle(); });
 }
 
 }  // namespace
@@ -122,22 +138,26 @@ void LlmService::StartReporting(const ModelConfig& config) {
   options.exit_on_fatal = parameters_.exit_on_fatal;
   options.health = [this] { return executor_->health(); };
   options.failure = [this] { return executor_->last_failure(); };
-  options.idle = [this] { return delivery_.num_live() == 0; };
+  options.idle = [this] { return idle() && AreDeadLlmsIdle(); };
   options.withdraw = [this, config] { return WithdrawAll(config); };
+  options.last = [] { return !IsAnyLlmLoading() && !IsAnyLlmAlive(); };
   watch_ = std::make_unique<HealthWatch>(std::move(options));
 }
 
-bool LlmService::WithdrawAll(const ModelConfig& config) const {
-  if (!IsCurrentLlm(name_, this)) return false;
+Withdrawal LlmService::WithdrawAll(const ModelConfig& config) const {
+  if (!IsCurrentLlm(name_, this) || !IsServing(config.server)) return Withdrawal::kLater;
   const std::string why = executor_->closed_why().message();
   std::vector<ModelConfig> models = PipelinesOf(name_);
   models.push_back(config);
+  Status status;
   for (const ModelConfig& model : models) {
-    const Status status = Withdraw(model, why);
+    status = Withdraw(model, why);
     if (!status.ok())
       LogWarning("model " + model.name + " stays ready for the server: " + status.message());
   }
-  return true;
+  if (status.ok()) return Withdrawal::kDone;  // the last one: its own
+  // A server that was told to exit meanwhile refuses, too.
+  return IsServing(config.server) ? Withdrawal::kRefused : Withdrawal::kLater;
 }
 
 Status LlmService::Ready() const {

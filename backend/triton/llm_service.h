@@ -45,6 +45,9 @@ class LlmService final : public std::enable_shared_from_this<LlmService> {
 
   // Ready only when a token can be served now.
   Status Ready() const;
+  Health health() const { return executor_->health(); }
+  // Whether every client has its last response.
+  bool idle() const { return delivery_.num_live() == 0; }
   const ReaderSettings& reader() const { return reader_; }
 
   // For a request that needs time until it can be served. kUnavailable once Stop() was called.
@@ -67,7 +70,7 @@ class LlmService final : public std::enable_shared_from_this<LlmService> {
   Status Load(const ModelConfig& config);
   Status CheckLoaded() const;
   void StartReporting(const ModelConfig& config);
-  bool WithdrawAll(const ModelConfig& config) const;
+  Withdrawal WithdrawAll(const ModelConfig& config) const;
   void Submit(LlmRequest request, std::unique_ptr<ResponseChannel> channel);
   StatusOr<RequestHandle> SubmitRow(const std::shared_ptr<LlmStream>& stream, int32_t row,
                                     RequestSpec&& spec) noexcept;

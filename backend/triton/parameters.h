@@ -57,7 +57,9 @@ struct LlmParameters {
   int32_t cancellation_check_period_ms = 25;
   int32_t stats_check_period_ms = 100;
   int32_t drain_timeout_ms = 30000;
-  bool exit_on_fatal = false;
+  // Whether a dead model ends the process; unset: only one that the server goes on calling ready,
+  // where no other model lives.
+  std::optional<bool> exit_on_fatal;
   int32_t flow_window = 32;  // unacknowledged responses of one stream through an ensemble
   // Sliding windows asked for in the configuration: they can be honoured only if none is shorter
   // than the model's context, which is known after loading.

@@ -148,6 +148,9 @@ TRITONSERVER_Error* TRITONSERVER_ServerLoadModelWithParameters(
     const uint64_t parameter_count);
 TRITONSERVER_Error* TRITONSERVER_ServerUnloadModel(TRITONSERVER_Server* server,
                                                    const char* model_name);
+TRITONSERVER_Error* TRITONSERVER_ServerModelIsReady(TRITONSERVER_Server* server,
+                                                    const char* model_name,
+                                                    const int64_t model_version, bool* ready);
 
 // Model and instance.
 TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor);

@@ -40,6 +40,12 @@ Status Withdraw(const ModelConfig& model, const std::string& why) {
   return loaded.ok() ? Status::Internal("it was loaded again in spite of: " + why) : loaded;
 }
 
+bool IsServing(TRITONSERVER_Server* server) {
+  // Of no model, since an error can also come from a model that is there: newer servers ask it.
+  bool ready = false;
+  return FromTritonError(TRITONSERVER_ServerModelIsReady(server, "", -1, &ready)).ok();
+}
+
 Status CheckNotWithdrawn(const ModelConfig& config) {
   const auto why = config.parameters.find(kParameter);
   if (why == config.parameters.end()) return Status::Ok();

@@ -20,6 +20,9 @@ namespace slipstream::triton {
 // model's finalization joins.
 Status Withdraw(const ModelConfig& model, const std::string& why);
 
+// False while the server starts or ends: whatever is asked of it, Withdraw() included, is refused.
+bool IsServing(TRITONSERVER_Server* server);
+
 // UNAVAILABLE with the reason, of a model that Withdraw() loads.
 Status CheckNotWithdrawn(const ModelConfig& config);
 

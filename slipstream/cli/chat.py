@@ -97,5 +97,5 @@ def _connect(config: SlipstreamConfig, url: str, *, starts: bool) -> Iterator[St
         with start(prepared) as process:
             wait_until_ready(process, prepared)
             host = "127.0.0.1" if prepared.options.host == "0.0.0.0" else prepared.options.host
-            with StreamingClient(f"{host}:{prepared.ports.grpc}") as client:
+            with StreamingClient(f"{host}:{process.ports.grpc}") as client:
                 yield client

@@ -18,7 +18,7 @@ from slipstream.cli.console import note, say
 from slipstream.cli.flags import with_config
 from slipstream.cli.serving import Prepared, prepare, start, wait_until_ready, working_folder
 from slipstream.config import SlipstreamConfig
-from slipstream.server import ServerError, TritonProcess
+from slipstream.server import Ports, ServerError, TritonProcess
 
 _LIVENESS_PERIOD_S = 2.0
 # A server that took a fatal signal can hang instead of exiting; so many checks decide it.
@@ -75,7 +75,7 @@ def serve(
                 seconds = wait_until_ready(process, prepared)
                 stopper.loading = False
                 note(f"ready in {seconds:.1f} s")
-                _introduce(prepared)
+                _introduce(prepared, process.ports)
                 if ready_file is not None:
                     _write_ready_file(ready_file, prepared, process)
                 _watch(process, stopper)
@@ -103,9 +103,9 @@ def _watch(process: TritonProcess, stopper: _Stopper) -> None:
         raise ServerError(f"tritonserver ended with code {code}\n{process.explain()}")
 
 
-def _introduce(prepared: Prepared) -> None:
+def _introduce(prepared: Prepared, ports: Ports) -> None:
     """What to type to see it work."""
-    host, ports = prepared.options.host, prepared.ports
+    host = prepared.options.host
     host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     body = json.dumps(
         {
@@ -131,7 +131,7 @@ def _introduce(prepared: Prepared) -> None:
 
 
 def _write_ready_file(file: Path, prepared: Prepared, process: TritonProcess) -> None:
-    ports = prepared.ports
+    ports = process.ports
     facts = {
         "host": prepared.options.host,
         "http": ports.http,

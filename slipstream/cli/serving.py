@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +20,17 @@ from slipstream.repository.checkpoint import UnmeasuredError
 from slipstream.repository.plan import make_plan
 from slipstream.repository.render import NAMING
 from slipstream.server import (
+    Ports,
+    PortTakenError,
     ServerOptions,
     TritonProcess,
     backend_directory,
     choose_ports,
     find_tritonserver,
 )
-from slipstream.server.ports import Ports
 
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+_ATTEMPTS = 5  # at a start whose ports are taken meanwhile
 _OLD_WEIGHTS = "pytorch_model*.bin"  # for checkpoints without safetensors
 
 
@@ -39,10 +42,6 @@ class Prepared:
     repository: Path
     options: ServerOptions
     models: tuple[str, ...]
-
-    @property
-    def ports(self) -> Ports:
-        return self.options.ports
 
 
 @contextmanager
@@ -70,15 +69,6 @@ def make_local(config: SlipstreamConfig) -> SlipstreamConfig:
     return config.model_copy(update={"model": model})
 
 
-def _ending_when_dead(config: SlipstreamConfig) -> SlipstreamConfig:
-    """A server of one model that cannot be brought back has nothing left to serve, and what
-    supervises it sees only that it ended."""
-    if "exit_on_fatal" in config.worker.model_fields_set:
-        return config
-    worker = config.worker.model_copy(update={"exit_on_fatal": True})
-    return config.model_copy(update={"worker": worker})
-
-
 def prepare(
     config: SlipstreamConfig,
     repository: Path,
@@ -91,7 +81,7 @@ def prepare(
 
     Raises the errors of config, repository and server; each message says what to do.
     """
-    config = _ending_when_dead(make_local(resolve(config)))
+    config = make_local(resolve(config))
     if config.worker.worker == "process" and config.model.load_format != "dummy":
         try:
             table(make_plan(config).rows(), "memory plan")
@@ -103,7 +93,7 @@ def prepare(
         repository=repository,
         backends=backend_directory(),
         host=server.host,
-        ports=choose_ports(server.host, server.http_port, server.grpc_port, server.metrics_port),
+        ports=_choose_ports(config),
         log=log,
         exit_timeout_s=server.exit_timeout_s,
         log_verbose=server.log_verbose,
@@ -121,10 +111,32 @@ def start(prepared: Prepared) -> TritonProcess:
 
 
 def wait_until_ready(process: TritonProcess, prepared: Prepared) -> float:
-    """Waits with a progress bar; returns the seconds it took. Raises ServerError."""
-    with progress_bar("starting tritonserver") as update:
-        timeout = prepared.config.server.start_timeout_s
-        return process.wait_ready(prepared.models, timeout, update)
+    """Waits with a progress bar; returns the seconds it took. Raises ServerError.
+
+    A port that nobody asked for can be lost to another process until the server listens, which it
+    does when its models are loaded: then the server is started again, with others.
+    """
+    server = prepared.config.server
+    seconds = 0.0
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with progress_bar("starting tritonserver") as update:
+                start = time.monotonic()
+                process.wait_ready(prepared.models, server.start_timeout_s, update)
+                return seconds + time.monotonic() - start
+        except PortTakenError as error:
+            asked_for = (server.http_port, server.grpc_port, server.metrics_port)
+            if error.port in asked_for or attempt == _ATTEMPTS:
+                raise
+            note(f"{error}; starting again with other ports")
+            seconds += time.monotonic() - start
+            process.restart(_choose_ports(prepared.config))
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _choose_ports(config: SlipstreamConfig) -> Ports:
+    server = config.server
+    return choose_ports(server.host, server.http_port, server.grpc_port, server.metrics_port)
 
 
 def _download(name: str, model: str, revision: str) -> str:

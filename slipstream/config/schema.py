@@ -162,8 +162,11 @@ class WorkerSection(Section):
     drain_timeout_ms: int = _option(
         30000, "how long running requests may finish when the model unloads", roles=LLM, ge=0
     )
-    exit_on_fatal: bool = _option(
-        False, "end the server process when the worker cannot be brought back", roles=LLM
+    exit_on_fatal: bool | None = _option(
+        None,
+        "end the server process when the worker cannot be brought back; not set: if the server "
+        "cannot take the model out of its readiness, and no other model of role llm lives in it",
+        roles=LLM,
     )
 
 

@@ -9,10 +9,16 @@ from slipstream.server.installation import (
     find_tritonserver,
 )
 from slipstream.server.ports import Ports, choose_ports
-from slipstream.server.process import ServerError, ServerOptions, TritonProcess
+from slipstream.server.process import (
+    PortTakenError,
+    ServerError,
+    ServerOptions,
+    TritonProcess,
+)
 
 __all__ = [
     "InstallationError",
+    "PortTakenError",
     "Ports",
     "ServerError",
     "ServerOptions",

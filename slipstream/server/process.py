@@ -14,12 +14,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from slipstream.errors import SlipstreamError
 from slipstream.server.installation import TritonServer, server_environment
+from slipstream.server.listeners import is_taken
 from slipstream.server.ports import Ports
 
 # What the backend logs while a model loads.
@@ -30,6 +31,7 @@ _POLL_S = 0.05
 # tritonserver can hang after a fatal signal; it is killed so long after its own time to exit.
 _GRACE_S = 5.0
 _LIVE_REQUESTS = re.compile(r"^slipstream_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
+_IN_USE = re.compile(r"Socket '[^']*:(\d+)' already in use")
 _QUIET_CHECKS = 5  # in a row: the gauges are refreshed every 100 ms
 
 Progress = Callable[[float, str], None]
@@ -37,6 +39,16 @@ Progress = Callable[[float, str], None]
 
 class ServerError(SlipstreamError, RuntimeError):
     """The server did not start, or died; the message ends with the tail of its log."""
+
+
+class PortTakenError(ServerError):
+    """Another process listens on a port that was free when it was chosen."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(
+            f"{host}:{port} was taken by another process before tritonserver listened on it"
+        )
+        self.port = port
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +100,17 @@ class TritonProcess:
 
     def __init__(self, server: TritonServer, options: ServerOptions) -> None:
         """Starts the server; returns before it is ready. Raises ServerError if it cannot run."""
+        self._server = server
         self._options = options
-        self._arguments = command_line(server, options)
-        log = options.log.open("wb")
+        self._told_to_exit = False
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        log = self._options.log.open("wb")
         try:
             # A session of its own: Ctrl-C in a terminal reaches us alone, and we drain it.
-            self._process = subprocess.Popen(
-                self._arguments,
+            return subprocess.Popen(
+                command_line(self._server, self._options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -103,13 +119,31 @@ class TritonProcess:
                 preexec_fn=_end_with_parent,
             )
         except OSError as error:
-            raise ServerError(f"{server.binary}: {error.strerror}") from None
+            raise ServerError(f"{self._server.binary}: {error.strerror}") from None
         finally:
             log.close()
+
+    def restart(self, ports: Ports) -> None:
+        """Ends the process at once and starts one like it, with other ports.
+
+        Raises ServerError if it was told to exit.
+        """
+        self.kill()
+        self._process.wait()
+        if self._told_to_exit:
+            raise ServerError("tritonserver was told to exit while it started")
+        self._options = replace(self._options, ports=ports)
+        self._process = self._start()
+        if self._told_to_exit:  # by a signal handler, just now
+            self.terminate()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def ports(self) -> Ports:
+        return self._options.ports
 
     @property
     def http_url(self) -> str:
@@ -148,18 +182,35 @@ class TritonProcess:
         progress: called with the fraction loaded (0 to 1) and what is being done.
 
         Raises:
+            PortTakenError: another process listens on one of the ports; told as soon as it does,
+                since tritonserver would find out only after loading its models.
             ServerError: the process ended, or was not ready in time.
         """
         start = time.monotonic()
-        while not self.is_ready(models):
-            code = self._process.poll()
-            if code is not None:
-                raise ServerError(f"tritonserver ended with {_how(code)}\n{self.explain()}")
+        while True:
+            ready = self.is_ready(models)
+            self._check_process()
+            self._check_ports()  # whatever answered may be another server
+            if ready:
+                return time.monotonic() - start
             if time.monotonic() - start > timeout_s:
                 raise ServerError(f"not ready after {timeout_s:.0f} s\n{self.explain()}")
             progress(*self._loading())
             time.sleep(_POLL_S)
-        return time.monotonic() - start
+
+    def _check_process(self) -> None:
+        code = self._process.poll()
+        if code is None:
+            return
+        if in_use := _IN_USE.search("\n".join(self.tail(200))):
+            raise PortTakenError(self._options.host, int(in_use[1]))
+        raise ServerError(f"tritonserver ended with {_how(code)}\n{self.explain()}")
+
+    def _check_ports(self) -> None:
+        host, ports = self._options.host, self.ports
+        for port in (ports.http, ports.grpc, ports.metrics):
+            if is_taken(host, port, self.pid):
+                raise PortTakenError(host, port)
 
     def wait(self) -> int:
         """Waits until the process ends; returns its exit code."""
@@ -170,10 +221,12 @@ class TritonProcess:
 
     def terminate(self) -> None:
         """Asks the server to drain and exit."""
+        self._told_to_exit = True
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """Ends the process at once."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

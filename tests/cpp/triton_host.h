@@ -141,6 +141,8 @@ class Repository {
   Repository();
   ~Repository();
   TRITONSERVER_Server* server() { return server_.get(); }
+  // False: as while the server starts or ends, when it refuses every call. True at first.
+  void SetServing(bool serving);
   // Waits for so many calls: "unload NAME", "load NAME: ERROR". Throws after 20 s.
   std::vector<std::string> WaitCalls(size_t count);
 

@@ -14,7 +14,12 @@ struct TRITONSERVER_Server {
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<std::string> calls;  // guarded by mutex
+  bool serving = true;             // guarded by mutex
 
+  bool IsServing() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return serving;
+  }
   void Note(std::string call) {
     const std::lock_guard<std::mutex> lock(mutex);
     calls.push_back(std::move(call));
@@ -32,15 +37,23 @@ Status Load(const std::string& json) {
   return Model::Create(std::move(config).value()).status();
 }
 
-TRITONSERVER_Error* Refuse() {
-  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNAVAILABLE,
-                               "explicit model load / unload is not allowed");
+// What the server answers to a call that it refuses; null: it does not.
+TRITONSERVER_Error* Refuse(TRITONSERVER_Server* server) {
+  if (server != nullptr && server->IsServing()) return nullptr;
+  return TRITONSERVER_ErrorNew(
+      TRITONSERVER_ERROR_UNAVAILABLE,
+      server == nullptr ? "explicit model load / unload is not allowed" : "Server not ready");
 }
 
 }  // namespace
 
 Repository::Repository() : server_(std::make_unique<TRITONSERVER_Server>()) {}
 Repository::~Repository() = default;
+
+void Repository::SetServing(bool serving) {
+  const std::lock_guard<std::mutex> lock(server_->mutex);
+  server_->serving = serving;
+}
 
 std::vector<std::string> Repository::WaitCalls(size_t count) {
   std::unique_lock<std::mutex> lock(server_->mutex);
@@ -55,9 +68,16 @@ std::vector<std::string> Repository::WaitCalls(size_t count) {
 
 extern "C" {
 
+TRITONSERVER_Error* TRITONSERVER_ServerModelIsReady(TRITONSERVER_Server* server, const char* name,
+                                                    const int64_t, bool* ready) {
+  const slipstream::FaultPause pause;
+  if (*name != '\0') throw std::logic_error("asked for a model that a newer server would ask");
+  *ready = false;
+  return server == nullptr ? nullptr : triton::host::Refuse(server);
+}
 TRITONSERVER_Error* TRITONSERVER_ServerUnloadModel(TRITONSERVER_Server* server, const char* name) {
   const slipstream::FaultPause pause;
-  if (server == nullptr) return triton::host::Refuse();
+  if (TRITONSERVER_Error* refusal = triton::host::Refuse(server)) return refusal;
   server->Note(std::string("unload ") + name);
   return nullptr;
 }
@@ -65,7 +85,7 @@ TRITONSERVER_Error* TRITONSERVER_ServerLoadModelWithParameters(
     TRITONSERVER_Server* server, const char* name, const TRITONSERVER_Parameter** parameters,
     const uint64_t count) {
   const slipstream::FaultPause pause;
-  if (server == nullptr) return triton::host::Refuse();
+  if (TRITONSERVER_Error* refusal = triton::host::Refuse(server)) return refusal;
   if (count != 1 || parameters[0]->name != "config") {
     throw std::logic_error("a load takes one parameter, config");
   }

@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -33,14 +34,18 @@ inline std::unique_ptr<Model> Load(Role role, const std::string& name, bool deco
 }
 
 inline std::unique_ptr<Model> Llm(const std::string& scripted, bool decoupled = true,
-                                  ParameterMap more = {}, TRITONSERVER_Server* server = nullptr) {
-  ParameterMap parameters = {{"role", "llm"},
-                             {"worker", "scripted"},
-                             {"scripted", scripted},
-                             {"drain_timeout_ms", "5000"},
-                             {"cancellation_check_period_ms", "5"}};
-  parameters.insert(more.begin(), more.end());
-  return Load(Role::kLlm, "llm", decoupled, server, std::move(parameters));
+                                  ParameterMap more = {}, TRITONSERVER_Server* server = nullptr,
+                                  const std::string& name = "llm") {
+  more.insert({{"role", "llm"},
+               {"worker", "scripted"},
+               {"scripted", scripted},
+               {"drain_timeout_ms", "5000"},
+               {"cancellation_check_period_ms", "5"},
+               {"exit_on_fatal", "false"}});  // or the tests would end with their dead models
+  for (auto set = more.begin(); set != more.end();) {  // as ModelConfig reads them
+    set = set->second.empty() ? more.erase(set) : std::next(set);
+  }
+  return Load(Role::kLlm, name, decoupled, server, std::move(more));
 }
 
 inline host::RequestSpec Ask(const std::vector<int32_t>& prompt, int32_t max_tokens,

@@ -120,6 +120,14 @@ MORTAL = Recipe(
     variants=(Variant("late", scripted={"start_ms": 1500}, at_start=False),),
 )
 MORTAL_UNCONTROLLED = replace(MORTAL, key="uncontrolled", variants=(), control="none")
+MORTAL_STAYING = replace(
+    MORTAL_UNCONTROLLED, key="staying", overrides=MORTAL.overrides | {"exit_on_fatal": False}
+)
+MORTAL_PAIR = replace(
+    MORTAL_UNCONTROLLED,
+    key="pair",
+    variants=(Variant("other", scripted={"fail_at_step": 60}, ensemble=False),),
+)
 MORTAL_EXITING = replace(
     MORTAL, key="exiting", variants=(), overrides=MORTAL.overrides | {"exit_on_fatal": True}
 )

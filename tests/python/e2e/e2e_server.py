@@ -32,6 +32,8 @@ from slipstream.repository.render import (
     to_text,
 )
 from slipstream.server import (
+    Ports,
+    PortTakenError,
     ServerOptions,
     TritonProcess,
     backend_directory,
@@ -96,14 +98,13 @@ class Server:
         for variant in recipe.variants:
             if variant.at_start:
                 loaded += [variant.name, *ensembles_of(variant)]
-        self.ports = choose_ports(HOST)
         self.process = TritonProcess(
             find_tritonserver(),
             ServerOptions(
                 repository=self.repository,
                 backends=backend_directory(),
                 host=HOST,
-                ports=self.ports,
+                ports=choose_ports(HOST),
                 log=folder / "server.log",
                 extra=(
                     f"--model-control-mode={recipe.control}",
@@ -113,13 +114,25 @@ class Server:
             ),
         )
         try:
-            self.process.wait_ready(loaded, START_TIMEOUT_S)
+            self._wait_ready(loaded)
             # tritonserver opens the port of its metrics last.
             wait_for(self._has_metrics, 10, "the metrics answer")
         except BaseException:
             self.process.kill()
             self.process.wait()
             raise
+
+    def _wait_ready(self, models: Sequence[str]) -> None:
+        while True:
+            try:
+                self.process.wait_ready(models, START_TIMEOUT_S)
+                return
+            except PortTakenError:  # by tests that run beside these
+                self.process.restart(choose_ports(HOST))
+
+    @property
+    def ports(self) -> Ports:
+        return self.process.ports
 
     @property
     def grpc(self) -> str:

@@ -11,7 +11,14 @@ import grpc
 import pytest
 from e2e_client import Stream, ask, generate, infer, joined_ids, load, prompt, question
 from e2e_metrics import wait_for
-from e2e_recipes import MORTAL, MORTAL_DEMO, MORTAL_EXITING, MORTAL_UNCONTROLLED
+from e2e_recipes import (
+    MORTAL,
+    MORTAL_DEMO,
+    MORTAL_EXITING,
+    MORTAL_PAIR,
+    MORTAL_STAYING,
+    MORTAL_UNCONTROLLED,
+)
 from e2e_server import Server, ServerPool
 
 DEADLY = prompt([5, 6], 30, streaming=True)  # more steps than a mortal model makes
@@ -103,14 +110,49 @@ def test_loading(servers: ServerPool) -> None:
         assert server.process.is_ready(("late",))
 
 
-def test_without_model_control_only_the_gauge_tells(servers: ServerPool) -> None:
+def wait_until_it_is_said_that_llm_stays(server: Server) -> None:
+    wait_for(lambda: server.metrics().value("slipstream_ready", model="llm") == 0, 5, "it is dead")
+    wait_for(lambda: "llm stays ready" in "".join(server.process.tail(2000)), 5, "it is said")
+
+
+def test_without_model_control_the_server_ends_with_its_model(servers: ServerPool) -> None:
     with servers.own(MORTAL_UNCONTROLLED) as server:
+        streams = [Stream(server.grpc) for _ in range(8)]
+        for stream in streams:
+            stream.send("llm", DEADLY)
+        start = time.monotonic()
+        for stream in streams:
+            assert "the worker failed: " in stream.until_final()[-1].error
+        assert server.process.wait() == 70
+        assert time.monotonic() - start < 30
+        log = "\n".join(server.process.tail(2000))
+        assert "is dead and the server cannot be told" in log
+        assert "exiting with code 70" in log
+        for stream in streams:
+            stream.cancel()
+
+
+def test_it_does_not_end_with_one_of_two_models(servers: ServerPool) -> None:
+    with servers.own(MORTAL_PAIR) as server:
         ask(server.grpc, "llm", DEADLY)
-        wait_for(
-            lambda: server.metrics().value("slipstream_ready", model="llm") == 0, 5, "it is dead"
-        )
+        wait_until_it_is_said_that_llm_stays(server)
+        for _ in range(6):
+            served = ask(server.grpc, "other", prompt([5, 6], 2, streaming=True))
+            assert joined_ids(served) == [5, 6]
+            assert GAVE_UP in ask(server.grpc, "llm", DEADLY)[-1].error
+            time.sleep(0.3)  # in all longer than an exit takes
+        stream = Stream(server.grpc)
+        last = stream.ask("other", prompt([5, 6], 100, streaming=True))
+        assert "scripted failure at step 60" in last[-1].error
+        assert server.process.wait() == 70
+        stream.cancel()
+
+
+def test_without_exit_only_the_gauge_tells(servers: ServerPool) -> None:
+    with servers.own(MORTAL_STAYING) as server:
+        ask(server.grpc, "llm", DEADLY)
+        wait_until_it_is_said_that_llm_stays(server)
         refused = "stays ready for the server: explicit model load / unload is not allowed"
-        wait_for(lambda: "llm stays ready" in "".join(server.process.tail(2000)), 5, "it is said")
         for model in SERVING:
             assert server.is_ready(model)
             [reply] = ask(server.grpc, model, DEADLY if model == "llm" else question("hello", 3))

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
-from e2e_client import Stream, ending, joined_text, question
+from e2e_client import Stream, ask, ending, joined_text, question
 from e2e_metrics import wait_for
 from e2e_server import END_ID, HOST, VOCAB, decode, tokenizer
 
@@ -100,3 +101,28 @@ def test_ctrl_c_lets_a_running_stream_end_and_refuses_a_new_one(tmp_path: Path) 
         assert joined_text(replies) == decode(expected)
         assert serve.process.wait(30) == 0
         assert not psutil.pid_exists(serve.facts["server_pid"])
+
+
+def test_two_starts_at_once_do_not_share_a_port(tmp_path: Path) -> None:
+    """Both choose before either listens. Each serves on ports of its own, and says which."""
+    folders = [tmp_path / name for name in ("a", "b")]
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+
+        def start(folder: Path) -> Serving:
+            folder.mkdir()
+            return stack.enter_context(serving(folder, scripted(folder)))
+
+        both = list(pool.map(start, folders))
+        ports = [serve.facts[name] for serve in both for name in ("http", "grpc", "metrics")]
+        assert len(set(ports)) == 6
+        for serve in both:
+            server = psutil.Process(serve.facts["server_pid"])
+            listening = {
+                c.laddr.port for c in server.net_connections("tcp") if c.status == "LISTEN"
+            }
+            assert {serve.facts["http"], serve.facts["grpc"]} <= listening
+            [reply] = ask(serve.grpc, "ensemble", question(TEXT, 3))
+            assert not reply.error
+        for serve in both:
+            serve.process.send_signal(signal.SIGINT)
+        assert [serve.process.wait(30) for serve in both] == [0, 0]

@@ -3,7 +3,8 @@
 """Behaves like tritonserver as far as starting, health and draining go.
 
 Takes its flags; FAKE_TRITON says how it ends: "" serves until SIGTERM, "crash" fails while loading,
-"hang" ignores SIGTERM. It is ready after a moment, and logs a model's loading as the backend does.
+"in use" finds its gRPC port in use, "hang" ignores SIGTERM. It is ready after a moment, and logs a
+model's loading as the backend does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import FrameType
+from typing import NoReturn
 
 START = time.monotonic()
 
@@ -29,6 +31,13 @@ class Health(BaseHTTPRequestHandler):
         pass
 
 
+def end_for_want_of(address: str, port: str) -> NoReturn:
+    """In the words of tritonserver 2.51."""
+    sys.stdout.write('E1124 02:38:51.0 1 main.cc:1] "failed to start a service: Unavailable - ')
+    sys.stdout.write(f"Socket '{address}:{port}' already in use \"\n")
+    sys.exit(1)
+
+
 def main() -> None:
     flags = dict(argument[2:].partition("=")[::2] for argument in sys.argv[1:])
     mode = os.environ.get("FAKE_TRITON", "")
@@ -38,13 +47,19 @@ def main() -> None:
         sys.stdout.write("E1124 02:38:51.0 1 x.cc:1] the reason\nerror: creating server\n")
         sys.exit(1)
 
+    if mode == "in use":
+        end_for_want_of(flags["grpc-address"], flags["grpc-port"])
+
     def stop(number: int, frame: FrameType | None) -> None:
         if mode != "hang":
             sys.exit(0)
 
     signal.signal(signal.SIGTERM, stop)
-    address = (flags["http-address"], int(flags["http-port"]))
-    ThreadingHTTPServer(address, Health).serve_forever()
+    try:
+        server = ThreadingHTTPServer((flags["http-address"], int(flags["http-port"])), Health)
+    except OSError:
+        end_for_want_of(flags["http-address"], flags["http-port"])
+    server.serve_forever()
 
 
 main()

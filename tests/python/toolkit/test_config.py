@@ -62,6 +62,10 @@ def test_special_tokens_in_messages_are_not_allowed_by_a_default(tmp_path: Path)
         assert role_parameters(config, "tokenize")["allow_special"] == str(value).lower()
 
 
+def test_how_a_server_ends_is_not_decided_by_a_default() -> None:
+    assert role_parameters(load_config(), "llm")["exit_on_fatal"] == ""
+
+
 def test_configuration_is_frozen() -> None:
     config = load_config()
     with pytest.raises(ValidationError):

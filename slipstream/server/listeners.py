@@ -1,0 +1,67 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Who listens on a port of this machine, as /proc tells (proc_net_tcp.txt of the Linux kernel)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+_PROC = Path("/proc")
+_LISTENING = "0A"
+
+
+def is_taken(host: str, port: int, session: int) -> bool:
+    """Whether a process outside a session listens where one inside wants to.
+
+    host: a name or an address. session: id of the session. A process of it whose descriptors cannot
+    be read counts as one outside.
+    """
+    found = set(_listening(host, port))
+    if not found or found <= _sockets_of(session):  # its leader most likely
+        return False
+    return not found <= set().union(*map(_sockets_of, _processes_of(session)))
+
+
+def _listening(host: str, port: int) -> Iterator[int]:
+    """Inodes of the sockets that listen on the port, and on the address or on every one."""
+    wanted = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    everywhere = {"0.0.0.0", "::"}
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (_PROC / "net" / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                address, _, at = fields[1].partition(":")
+                if fields[3] != _LISTENING or int(at, 16) != port:
+                    continue
+                if {_readable(address), *wanted} & everywhere or _readable(address) in wanted:
+                    yield int(fields[9])
+
+
+def _readable(address: str) -> str:
+    """An address as the kernel prints it: words of four bytes in the machine's order."""
+    words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+    return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, b"".join(words))
+
+
+def _sockets_of(process: int) -> set[int]:
+    """Inodes of the sockets that a process has open; none of one that is gone."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in (_PROC / str(process) / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                target = os.readlink(entry)
+                if target.startswith("socket:["):
+                    found.add(int(target[len("socket:[") : -1]))
+    return found
+
+
+def _processes_of(session: int) -> Iterator[int]:
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == session:
+                    yield int(entry.name)
