@@ -3,6 +3,7 @@
 """The tritonserver process: which one is installed, starting and stopping it."""
 
 from slipstream.server.installation import (
+    PRELOADED_LIBRARY,
     InstallationError,
     TritonServer,
     backend_directory,
@@ -12,6 +13,7 @@ from slipstream.server.ports import Ports, choose_ports
 from slipstream.server.process import ServerError, ServerOptions, TritonProcess
 
 __all__ = [
+    "PRELOADED_LIBRARY",
     "InstallationError",
     "Ports",
     "ServerError",
