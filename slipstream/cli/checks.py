@@ -184,11 +184,12 @@ def check_shared_memory() -> Check:
 
 
 def check_open_files() -> Check:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _MIN_OPEN_FILES:
-        fix = f"`ulimit -n {_MIN_OPEN_FILES}`; every connection takes one (hard limit: {hard})"
-        return Check("warning", "open files", f"at most {soft}", fix)
-    return Check("ok", "open files", f"at most {soft}")
+    """`serve` raises the soft limit to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _MIN_OPEN_FILES:
+        fix = f"`ulimit -Hn {_MIN_OPEN_FILES}` (systemd: LimitNOFILE); every connection takes one"
+        return Check("warning", "open files", f"at most {hard}", fix)
+    return Check("ok", "open files", "unlimited" if hard < 0 else f"at most {hard}")
 
 
 def check_demo_model() -> Check:

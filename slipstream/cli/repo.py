@@ -15,7 +15,7 @@ from slipstream.cli.flags import with_config
 from slipstream.config import SlipstreamConfig
 from slipstream.repository import build_repository, lint_repository, resolve
 from slipstream.repository.plan import make_plan
-from slipstream.server import backend_directory
+from slipstream.server import PRELOADED_LIBRARY, backend_directory
 
 repo_app = typer.Typer(help="Make and check model repositories.", no_args_is_help=True)
 
@@ -38,11 +38,12 @@ def build(
     for file in build_repository(resolve(config), output, force=force):
         say(str(file))
     backends = shlex.quote(str(backend_directory()))
+    preloaded = shlex.quote(str(backend_directory() / PRELOADED_LIBRARY))
     repository = shlex.quote(str(output))
     local = " ".join(f"--{port}-address 127.0.0.1" for port in ("http", "grpc", "metrics"))
     note(
-        f"serve it: tritonserver --model-repository {repository} --backend-directory {backends} "
-        f"{local}"
+        f"serve it: LD_PRELOAD={preloaded} tritonserver --model-repository {repository} "
+        f"--backend-directory {backends} {local}"
     )
 
 

@@ -3,6 +3,7 @@
 """The tritonserver process: which one is installed, starting and stopping it."""
 
 from slipstream.server.installation import (
+    PRELOADED_LIBRARY,
     InstallationError,
     TritonServer,
     backend_directory,
@@ -17,6 +18,7 @@ from slipstream.server.process import (
 )
 
 __all__ = [
+    "PRELOADED_LIBRARY",
     "InstallationError",
     "PortTakenError",
     "Ports",

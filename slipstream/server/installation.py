@@ -18,6 +18,7 @@ from slipstream.errors import SlipstreamError
 
 ENVIRONMENT_VARIABLE = "SLIPSTREAM_TRITONSERVER"
 BACKEND_LIBRARY = Path("slipstream/libtriton_slipstream.so")
+PRELOADED_LIBRARY = Path("slipstream/libslipstream_preload.so")
 PYTRITON_VERSION = "0.7.0"
 # tritonserver in this wheel; see doctor for what is wrong with it.
 PYTRITON_SERVER_VERSION = "2.51.0"
@@ -82,10 +83,18 @@ def backend_directory() -> Path:
     )
 
 
-def server_environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of the server process: this Python serves worker and tokenizer."""
+def server_environment(backends: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of the server process.
+
+    This Python serves worker and tokenizer. The library beside the backend goes in front of the
+    server's own calls, because its HTTP front end loses answers without it (backend/preload).
+    """
     environment = dict(base)
     environment.setdefault("SLIPSTREAM_PYTHON", sys.executable)
+    library = backends / PRELOADED_LIBRARY
+    if library.is_file():
+        others = environment.get("LD_PRELOAD", "")
+        environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
     return environment
 
 

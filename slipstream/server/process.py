@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -66,10 +67,14 @@ class ServerOptions:
     extra: tuple[str, ...] = ()
 
 
-def _end_with_parent() -> None:
-    """In the child: a server does not outlive whoever started it, even one killed with -9."""
+def _before_exec() -> None:
+    """In the child: a server does not outlive whoever started it, even one killed with -9, and
+    has as many descriptors as it may: every connection takes one."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # more than the kernel's fs.nr_open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def command_line(server: TritonServer, options: ServerOptions) -> list[str]:
@@ -114,9 +119,9 @@ class TritonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(),
+                env=server_environment(options.backends),
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=_before_exec,
             )
         except OSError as error:
             raise ServerError(f"{self._server.binary}: {error.strerror}") from None

@@ -112,6 +112,14 @@ OVERLOADED = Recipe(
     ),
 )
 
+# For tests with more connections than can be served: 64 run, 256 wait.
+CONNECTED = Recipe(
+    key="connected",
+    overrides=_QUICK_STATISTICS | {"max_num_seqs": 64, "max_queue_requests": 256},
+    scripted={"emit": "echo", "step_us": PACED_STEP_US, "bytes_per_block": 1024},
+    models=("preprocessing", "llm", "ensemble"),
+)
+
 # Models that die at their fourth step and are not restarted.
 MORTAL = Recipe(
     key="mortal",

@@ -20,6 +20,7 @@ CPP_LAYERS = {
     "triton": {"executor", "worker_link"},
     "bindings": {"executor", "worker_link"},
     "kernels": set(),
+    "preload": set(),
 }
 
 # A Python package may import itself and what is listed (of slipstream).

@@ -49,7 +49,7 @@ def test_flags_over_file(tmp_path: Path, checkpoint: Path) -> None:
     assert code == 0
     files = [line for line in output.splitlines() if line.endswith("config.pbtxt")]
     assert len(files) == 4
-    assert "tritonserver --model-repository" in output
+    assert "libslipstream_preload.so tritonserver --model-repository" in " ".join(output.split())
     for port in ("http", "grpc", "metrics"):
         assert f"--{port}-address 127.0.0.1" in " ".join(output.split())
     message = parse_text((tmp_path / "r" / "llm" / "config.pbtxt").read_text())
@@ -122,11 +122,11 @@ def test_doctor_warns_of_the_wheels_server(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_doctor_warns_of_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.resource, "getrlimit", lambda which: (1024, 524288))
+    monkeypatch.setattr(checks.resource, "getrlimit", lambda which: (1024, 2048))
     check = checks.check_open_files()
     assert check.state == "warning"
-    assert "ulimit -n 4096" in check.fix
-    monkeypatch.setattr(checks.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
+    assert "ulimit -Hn 4096" in check.fix
+    monkeypatch.setattr(checks.resource, "getrlimit", lambda which: (1024, 1 << 20))
     assert checks.check_open_files().state == "ok"
 
 

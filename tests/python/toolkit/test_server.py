@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from slipstream.server import (
     ServerOptions,
     TritonProcess,
     TritonServer,
+    backend_directory,
     choose_ports,
     find_tritonserver,
 )
@@ -78,8 +80,28 @@ def test_the_wheel_is_found_without_importing_it() -> None:
 
 
 def test_this_python_runs_the_worker() -> None:
-    assert server_environment({})["SLIPSTREAM_PYTHON"] == sys.executable
-    assert server_environment({"SLIPSTREAM_PYTHON": "/p"})["SLIPSTREAM_PYTHON"] == "/p"
+    environment = server_environment(Path("/b"), {})
+    assert environment == {"SLIPSTREAM_PYTHON": sys.executable}
+    assert server_environment(Path("/b"), {"SLIPSTREAM_PYTHON": "/p"})["SLIPSTREAM_PYTHON"] == "/p"
+
+
+def test_what_goes_in_front_of_the_server_comes_before_what_others_put_there() -> None:
+    library = str(backend_directory() / "slipstream" / "libslipstream_preload.so")
+    assert server_environment(backend_directory(), {})["LD_PRELOAD"] == library
+    both = server_environment(backend_directory(), {"LD_PRELOAD": "/x.so"})["LD_PRELOAD"]
+    assert both == f"{library}:/x.so"
+
+
+def test_a_server_may_open_as_many_files_as_the_hard_limit_says(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        process = TritonProcess(fake(tmp_path), options(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with process:
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+        process.wait_ready(["llm"], 20)
 
 
 def test_ports_differ_and_are_free() -> None:
