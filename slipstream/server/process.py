@@ -119,7 +119,7 @@ class TritonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(options.backends),
+                env=server_environment(self._options.backends),
                 start_new_session=True,
                 preexec_fn=_before_exec,
             )
