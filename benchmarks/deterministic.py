@@ -4,6 +4,7 @@
 """What ``deterministic`` costs on a CPU: the same requests with and without it, in turn.
 
     python benchmarks/deterministic.py [--model NAME] [--dtype bfloat16] [--rounds 3]
+        [--threads 0]
 
 Tokens per second of closed batches of greedy requests, and the time to the first token of one long
 prompt, through the Executor and its worker process, without reuse. ``random`` is a Llama of 12
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["demo", "demo-moe", *RANDOM], default="demo")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="of the worker; 0: its own choice")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.model in RANDOM:
@@ -95,6 +97,7 @@ def main() -> None:
                 load_format=load_format,
                 kv_cache_tokens=1 << 14,
                 enable_prefix_reuse=False,
+                num_threads=arguments.threads,
                 deterministic=deterministic,
             )
             for deterministic in (False, True)

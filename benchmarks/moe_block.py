@@ -4,13 +4,15 @@
 
 .venv/bin/python benchmarks/moe_block.py [--tokens 1 1024] [--dtype bfloat16] [--device cuda]
 
-The block is Qwen3-MoE's (64 experts of 256, 8 a token, hidden size 1024). Both take the same tokens
-in turn; the best of several rounds counts, for the machine may be doing other things.
+The block is Qwen3-MoE's (64 experts of 256, 8 a token, hidden size 1024). On a CPU ours is
+measured with ``deterministic``, too. All take the same tokens in turn; the best of several rounds
+counts, for the machine may be doing other things.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +25,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from slipstream.layers.experts import ExpertsSpec
 from slipstream.layers.moe import MoeBlock, MoeSpec
 from slipstream.layers.router import RouterSpec
+from slipstream.layers.rows import RowKernels
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 1024, 256, 64, 8
 SECONDS = 3.0  # for each block and number of tokens
@@ -52,6 +55,15 @@ def blocks(dtype: torch.dtype, device: str) -> tuple[dict[str, torch.nn.Module],
         block.experts.down_proj.copy_(ours.experts.down)
         theirs[f"transformers {way}"] = block.to(device)
     return theirs, ours.to(device)
+
+
+def by_rows(ours: MoeBlock, threads: int) -> MoeBlock:
+    """The same block with ``deterministic``."""
+    block = copy.deepcopy(ours)
+    kernels = RowKernels(threads)
+    for module in (block.router, block.experts):
+        module.rows = kernels
+    return block
 
 
 def best_microseconds(
@@ -85,6 +97,8 @@ def main() -> None:
     for tokens in options.tokens:
         x = torch.randn(tokens, HIDDEN, device=options.device).to(ours.experts.gate_up.dtype)
         runs: dict[str, Callable[[], torch.Tensor]] = {"slipstream": partial(ours, x)}
+        if options.device == "cpu":
+            runs["deterministic"] = partial(by_rows(ours, options.threads), x)
         for name, block in theirs.items():
             if name.endswith("batched_mm") and tokens > 64:  # copies a matrix for every pair
                 continue

@@ -36,13 +36,17 @@ void TaskPool::Run(int64_t count, const std::function<void(int64_t, int)>& task)
   count_ = count;
   next_ = 0;
   if (helpers_.empty() || count <= 1) return DoTasks(0);
-  busy_ = static_cast<int>(helpers_.size());
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    open_ = true;
     ++round_;
   }
   wake_.notify_all();
   DoTasks(0);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    open_ = false;
+  }
   for (int spins = 0; busy_ != 0; ++spins) {
     spins < kSpins ? Pause() : std::this_thread::yield();
   }
@@ -55,9 +59,11 @@ void TaskPool::Help(int thread) {
     {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return round_ != seen || stop_; });
+      if (stop_) return;
+      seen = round_;
+      if (!open_) continue;
+      ++busy_;
     }
-    if (stop_) return;
-    seen = round_;
     DoTasks(thread);
     --busy_;
   }

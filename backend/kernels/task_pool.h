@@ -31,11 +31,13 @@ class TaskPool {
   void Help(int thread);
   void DoTasks(int thread);
 
-  // Written by Run before `round_` changes, read by helpers after it has.
+  // Written by Run before it opens a round, read by those that join while it is open. A helper that
+  // comes too late has missed the round: on a busy machine nobody waits for it to be scheduled.
   const std::function<void(int64_t, int)>* task_ = nullptr;
   int64_t count_ = 0;
+  bool open_ = false;  // guarded by mutex_
   std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<int> busy_{0};  // helpers that joined; grows under mutex_ alone
   std::atomic<uint64_t> round_{0};
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
