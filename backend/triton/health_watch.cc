@@ -31,6 +31,7 @@ void HealthWatch::Run() {
   Health last = options_.health();
   uint64_t failures = 0;
   while (Wait(100)) {
+    WatchServer();
     const Health now = options_.health();
     const WorkerFailure failure = options_.failure();
     if (failure.count != failures) LogError("model " + options_.model + ": " + failure.why);
@@ -47,6 +48,26 @@ void HealthWatch::Run() {
     }
     if (now != Health::kDead) continue;
     if (const std::string why = WhyExit(); !why.empty()) return Die(why);
+  }
+}
+
+void HealthWatch::WatchServer() {
+  if (ended_requests_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (!drained_at_) {
+    const bool serving = options_.serving();
+    if (has_served_ && !serving) {
+      drained_at_ = now + std::chrono::milliseconds(options_.drain_timeout_ms);
+    }
+    has_served_ = serving;
+  } else if (now >= *drained_at_) {
+    ended_requests_ = true;
+    if (!options_.idle()) {
+      LogWarning("model " + options_.model +
+                 ": the server ends; requests that outlived drain_timeout_ms = " +
+                 std::to_string(options_.drain_timeout_ms) + " are ended");
+    }
+    options_.end_requests();
   }
 }
 

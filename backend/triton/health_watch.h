@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -25,7 +26,9 @@ enum class Withdrawal : uint8_t {
 
 // Logs the failures of a model's worker and the changes of its health. When the model is dead, it
 // sees to it that the server does not go on as if it were not: it has the model withdrawn, or ends
-// the process, since a server that cannot serve any more is better restarted.
+// the process, since a server that cannot serve any more is better restarted. When the server ends,
+// it has the requests ended that outlive drain_timeout_ms: Triton finalizes a model only after its
+// last request, and cuts off what is left at its own time-out.
 class HealthWatch {
  public:
   static constexpr int kExitCode = 70;  // EX_SOFTWARE
@@ -37,7 +40,10 @@ class HealthWatch {
     std::function<WorkerFailure()> failure;  // the last one
     std::function<bool()> idle;              // every client of a dead model has its last response
     std::function<Withdrawal()> withdraw;
-    std::function<bool()> last;  // no other model lives in this process, or is being loaded
+    std::function<bool()> last;     // no other model lives in this process, or is being loaded
+    std::function<bool()> serving;  // the server; false while it starts or ends
+    int32_t drain_timeout_ms = 0;   // from its end on
+    std::function<void()> end_requests;
     // Ends the process at once. Not exit(): destructors of the server would wait for what does not
     // come any more.
     std::function<void(int code)> exit = [](int code) { ::_exit(code); };
@@ -50,12 +56,17 @@ class HealthWatch {
  private:
   void Run();
   bool Wait(int milliseconds);  // false when stopping
+  void WatchServer();
   // Why the process has to end, now that the model is dead; empty: it has not, so far.
   std::string WhyExit();
   void Die(const std::string& why);
 
   const Options options_;
-  Withdrawal withdrawal_ = Withdrawal::kLater;  // of the thread alone
+  // Of the thread alone.
+  Withdrawal withdrawal_ = Withdrawal::kLater;
+  bool has_served_ = false;
+  bool ended_requests_ = false;
+  std::optional<std::chrono::steady_clock::time_point> drained_at_;  // set once the server ends
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;  // guarded by mutex_

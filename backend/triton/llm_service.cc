@@ -140,6 +140,11 @@ void LlmService::StartReporting(const ModelConfig& config) {
   options.failure = [this] { return executor_->last_failure(); };
   options.idle = [this] { return idle() && AreDeadLlmsIdle(); };
   options.withdraw = [this, config] { return WithdrawAll(config); };
+  options.serving = [server = config.server] { return IsServing(server); };
+  options.drain_timeout_ms = parameters_.drain_timeout_ms;
+  options.end_requests = [this] {
+    executor_->Shutdown(/*drain=*/true, static_cast<TimeNs>(MonotonicNs()));
+  };
   options.last = [] { return !IsAnyLlmLoading() && !IsAnyLlmAlive(); };
   watch_ = std::make_unique<HealthWatch>(std::move(options));
 }

@@ -160,7 +160,10 @@ class WorkerSection(Section):
         200, "pause before a restart, doubled each time", roles=LLM, ge=0
     )
     drain_timeout_ms: int = _option(
-        30000, "how long running requests may finish when the model unloads", roles=LLM, ge=0
+        30000,
+        "how long running requests may finish when the model unloads or the server ends",
+        roles=LLM,
+        ge=0,
     )
     exit_on_fatal: bool | None = _option(
         None,

@@ -55,6 +55,9 @@ class Watched {
       ++withdrawals;
       return withdrawal.load();
     };
+    options.serving = [this] { return serving.load(); };
+    options.drain_timeout_ms = 1000;
+    options.end_requests = [this] { ++ends; };
     options.last = [this] { return last.load(); };
     options.exit = [this](int code) { exit_code = code; };
     watch_ = std::make_unique<HealthWatch>(std::move(options));
@@ -69,6 +72,8 @@ class Watched {
   std::atomic<Withdrawal> withdrawal{Withdrawal::kLater};
   std::atomic<bool> last{true};
   std::atomic<bool> idle{true};
+  std::atomic<bool> serving{false};
+  std::atomic<int> ends{0};
   std::atomic<int> looks{0};
   std::atomic<int> waits{0};
   std::atomic<int> withdrawals{0};
@@ -144,6 +149,35 @@ TEST_CASE("health: the process waits for the clients' errors") {
   CHECK(watched.exit_code == -1);
   watched.idle = true;
   WaitFor([&] { return watched.exit_code == 70; });
+}
+
+TEST_CASE("health: requests that outlive the server's drain are ended, once") {
+  Watched watched(std::nullopt);
+  watched.WaitLooks(14);  // longer than a drain: it has not started yet
+  watched.serving = true;
+  watched.WaitLooks(2);
+  const auto start = std::chrono::steady_clock::now();
+  watched.serving = false;
+  WaitFor([&] { return watched.ends > 0; });
+  CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(1000));
+  watched.WaitLooks(14);
+  CHECK(watched.ends == 1);
+}
+
+TEST_CASE("health: a server that ends gives its requests drain_timeout_ms") {
+  host::Repository repository;
+  const auto model =
+      Llm(R"({"step_us": 5000})", true, {{"drain_timeout_ms", "700"}}, repository.server());
+  const auto endless = Send(model.get(), Ask({1}, 4000, true));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // it is seen to serve
+  repository.SetServing(false);
+  const auto brief = Send(model.get(), Ask({1}, 10, true));
+  CHECK_FALSE(static_cast<bool>(brief->WaitFinal().back().error));
+  const auto error = endless->WaitFinal().back().error;
+  REQUIRE(static_cast<bool>(error));
+  CHECK(error->first == TRITONSERVER_ERROR_UNAVAILABLE);
+  CHECK(error->second == "shutting down");
+  CheckClean({brief, endless});
 }
 
 TEST_CASE("health: a model that dies while the server starts is withdrawn afterwards") {

@@ -94,6 +94,10 @@ DRAINED = Recipe(
     variants=(Variant("late", scripted={"start_ms": 3000}, ensemble=False, at_start=False),),
 )
 
+DRAINED_SHORTLY = replace(
+    DRAINED, key="shortly", overrides=_QUICK_STATISTICS | {"drain_timeout_ms": 1000}, variants=()
+)
+
 # For tests that ask for more than there is.
 OVERLOADED = Recipe(
     key="overloaded",

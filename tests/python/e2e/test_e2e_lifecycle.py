@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from e2e_client import (
     Reply,
@@ -26,7 +27,7 @@ from e2e_client import (
     unload,
 )
 from e2e_metrics import wait_for
-from e2e_recipes import DRAINED
+from e2e_recipes import DRAINED, DRAINED_SHORTLY
 from e2e_server import Server, ServerPool, decode, tokenizer
 
 TEXT = "Once upon a time there was a fox"
@@ -63,6 +64,27 @@ def test_sigterm_drains(servers: ServerPool) -> None:
                 assert joined_text(replies) == decode(echo(COUNT))
             assert stream.end() == []
         assert server.process.wait() == 0
+
+
+def test_streams_that_outlive_the_drain_end_with_an_error(servers: ServerPool) -> None:
+    """Within drain_timeout_ms of SIGTERM, long before the server would cut them off."""
+    with servers.own(DRAINED_SHORTLY) as server, ExitStack() as stack:
+        streams = [stack.enter_context(Stream(server.grpc)) for _ in range(6)]
+        for stream in streams[:3]:
+            stream.send("llm", prompt(TEXT_IDS, 3000, streaming=True, return_finish_reason=True))
+        for stream in streams[3:]:
+            stream.send("ensemble", question(TEXT, 3000, stream=True, return_finish_reason=True))
+        early = [stream.next() for stream in streams]
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        server.process.terminate()
+        for stream, first in zip(streams, early, strict=True):
+            replies = [first, *stream.until_final()]
+            assert replies[-1].error == "shutting down"
+            assert {reply.error for reply in replies[:-1]} == {""}
+            assert all("finish_reason" not in reply.outputs for reply in replies)
+            assert stream.end() == []
+        assert server.process.wait() == 0
+        assert not any(child.is_running() for child in children)
 
 
 def assert_served_to_the_end(server: Server, stream: Stream, replies: list[Reply]) -> None:
