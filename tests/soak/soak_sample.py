@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def shared_bytes() -> int:
 class Sampler(threading.Thread):
     """Samples until it is stopped."""
 
-    def __init__(self, server: Server, model: str, answers: list, zero: float) -> None:
+    def __init__(self, server: Server, model: str, answers: Sized, zero: float) -> None:
         super().__init__(daemon=True)
         self.samples: list[Sample] = []
         self._server, self._model, self._answers, self._zero = server, model, answers, zero

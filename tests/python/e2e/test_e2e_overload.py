@@ -8,17 +8,16 @@ Seconds are logged: `-o log_cli=true -o log_cli_level=INFO` shows them.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from e2e_client import Reply, Stream, ask, http_post, prompt, question
+from e2e_client import Stream, ask, http_post, prompt, question
+from e2e_flood import Flood
 from e2e_metrics import wait_for
 from e2e_recipes import OVERLOADED
 from e2e_server import Server, ServerPool, tokenizer
@@ -232,64 +231,16 @@ def test_what_waits_for_the_tokenizer_is_bounded_and_keeps_its_deadline(overload
     wait_at_rest(overloaded, "single")
 
 
-class Flood:
-    """Requests at a fixed rate over streams of their own, each answer noted with its time."""
-
-    def __init__(self, server: Server, model: str, rate: float, fields: dict[str, Any]) -> None:
-        self.sent: dict[str, float] = {}
-        self.answers: dict[str, list[tuple[float, Reply]]] = {}
-        self._model, self._rate, self._fields = model, rate, fields
-        self._streams = [Stream(server.grpc) for _ in range(4)]
-        self._ended = threading.Event()
-        self._pool = ThreadPoolExecutor(5)
-        self._readers = [self._pool.submit(self._read, stream) for stream in self._streams]
-        self._sender = self._pool.submit(self._send)
-
-    def _send(self) -> None:
-        start, number = time.monotonic(), 0
-        while not self._ended.is_set():
-            number += 1
-            time.sleep(max(0, start + number / self._rate - time.monotonic()))
-            self.sent[str(number)] = time.monotonic()
-            self._streams[number % 4].send(self._model, self._fields, str(number))
-        for stream in self._streams:
-            stream.close_sending()
-
-    def _read(self, stream: Stream) -> None:
-        for reply in stream.rest():
-            self.answers.setdefault(reply.id, []).append((time.monotonic(), reply))
-
-    def stop(self) -> None:
-        """Sends no more and waits for every answer."""
-        self._ended.set()
-        self._sender.result()
-        for reader in self._readers:
-            reader.result(60)
-        self._pool.shutdown()
-
-    def num_served(self) -> int:
-        return sum(not replies[-1][1].error for replies in list(self.answers.values()))
-
-    def seconds(self, refused: bool) -> np.ndarray:
-        """From sending to the answer."""
-        found = [
-            replies[-1][0] - self.sent[name]
-            for name, replies in self.answers.items()
-            if bool(replies[-1][1].error) == refused
-        ]
-        return np.array(found)
-
-
 @pytest.mark.parametrize("model", ["yielding", "yielding_ensemble"])
 def test_ten_times_too_much(overloaded: Server, model: str) -> None:
     """80 requests a second can be served: 4 at once, 10 steps of 5 ms each."""
     process = psutil.Process(overloaded.process.pid)
-    flood = Flood(overloaded, model, 800, fields_of(model, 10))
-    time.sleep(1)
-    before = process.memory_info().rss
-    time.sleep(2)
-    grown = process.memory_info().rss - before
-    flood.stop()
+    with Flood(overloaded, model, 800, fields_of(model, 10)) as flood:
+        time.sleep(1)
+        before = process.memory_info().rss
+        time.sleep(2)
+        grown = process.memory_info().rss - before
+        flood.stop()
     assert flood.answers.keys() == flood.sent.keys()
     for replies in flood.answers.values():
         assert [reply.final for _, reply in replies] == [True], "answered once"
@@ -318,16 +269,16 @@ def test_a_flood_of_the_worst_class_does_not_hold_up_the_best(overloaded: Server
         return time.monotonic() - start
 
     alone = [probe() for _ in range(20)]
-    flood = Flood(overloaded, "yielding", 160, fields_of("yielding", 40, priority=9))
-    full = "slipstream_waiting"
-    wait_for(lambda: gauge(overloaded, full, "yielding") >= 15, 10, "the queue is full")
-    served = flood.num_served()
-    among = []
-    for _ in range(40):
-        among.append(probe())
-        time.sleep(0.02)
-    progress = flood.num_served() - served
-    flood.stop()
+    with Flood(overloaded, "yielding", 160, fields_of("yielding", 40, priority=9)) as flood:
+        full = "slipstream_waiting"
+        wait_for(lambda: gauge(overloaded, full, "yielding") >= 15, 10, "the queue is full")
+        served = flood.num_served()
+        among = []
+        for _ in range(40):
+            among.append(probe())
+            time.sleep(0.02)
+        progress = flood.num_served() - served
+        flood.stop()
     LOG.info(
         "time to first token alone p50 %.1f, max %.1f ms; in the flood p50 %.1f, max %.1f ms",
         *(f(s) * 1e3 for s in (alone, among) for f in (np.median, np.max)),

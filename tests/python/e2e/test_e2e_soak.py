@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = Path(__file__).parents[2] / "soak" / "soak.py"
-SECONDS = 12
+SECONDS = 18
 
 
 def test_a_short_soak_passes_and_writes_its_report(tmp_path: Path) -> None:
@@ -20,9 +20,10 @@ def test_a_short_soak_passes_and_writes_its_report(tmp_path: Path) -> None:
         [sys.executable, str(PROGRAM), *options], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    scripted, demo = json.loads(report.with_suffix(".json").read_text())["phases"]
+    scripted, overload, demo = json.loads(report.with_suffix(".json").read_text())["phases"]
     ways = {"grpc_stream", "grpc_unary", "http", "http_stream", "bad", "cancel"}
     assert {answer["way"] for answer in scripted["answers"]} == ways
+    assert {answer["way"] for answer in overload["answers"]} == {"served", "refused"}
     assert len(demo["kills"]) == 1
     assert demo["answers"][-1]["at"] > demo["kills"][0]  # served again
-    assert report.read_text().count("<svg") == 2
+    assert report.read_text().count("<svg") == 3
