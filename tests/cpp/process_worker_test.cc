@@ -21,7 +21,7 @@
 namespace slipstream {
 namespace {
 
-constexpr int64_t kLong = 20000;  // ms; no test waits that long unless it fails
+constexpr int64_t kLong = 120000;  // ms; no test waits that long unless it fails
 
 // The worker's side of the conversation in plain Python: argv[1] is the HELLO payload in hex,
 // argv[2] the behaviour. Its token for a sequence is 1000 + slot.
@@ -110,6 +110,7 @@ ProcessWorkerConfig Config(const std::string& how, const nlohmann::json& hello =
   ProcessWorkerConfig config;
   config.args = {"-c", kWorkerScript, Hex(nlohmann::json::to_msgpack(hello)), how};
   config.load_timeout_ms = kLong;
+  config.send_timeout_ms = kLong;
   return config;
 }
 
