@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "triton/model_config.h"
+#include "triton/parameter_table.h"
 #include "triton/parameters.h"
 
 namespace slipstream::triton {
@@ -59,6 +60,8 @@ TEST_CASE("parameters: two names of one setting must agree") {
 TEST_CASE("parameters: bad values name the key, the value and what is allowed") {
   CHECK(Error({{"model", "m"}, {"max_num_seqs", "many"}}) ==
         "parameter max_num_seqs: 'many' is not a whole number; allowed: 1 .. 65536");
+  CHECK(ParseInt("n", std::string("5\0x", 3), 1, 9).status().code() ==
+        StatusCode::kInvalidArgument);
   CHECK(Error({{"model", "m"}, {"max_num_seqs", "0"}}) ==
         "parameter max_num_seqs: '0' is outside 1 .. 65536");
   CHECK(Error({{"model", "m"}, {"exit_on_fatal", "yes"}}) ==

@@ -109,7 +109,9 @@ std::string Seed(const std::vector<uint16_t>& cuts, const std::string& stream) {
 std::vector<std::string> Seeds() {
   const std::vector<uint8_t> map = nlohmann::json::to_msgpack({{"fraction", 0.5}, {"what", "w"}});
   const std::string progress = FrameOf(FrameType::kProgress, std::string(map.begin(), map.end()));
-  const std::string result = FrameOf(FrameType::kResult, std::string(2500, 'r'));
+  std::string payload(2500, 0);
+  for (size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<char>(i * 7);
+  const std::string result = FrameOf(FrameType::kResult, payload);
   std::string many;  // more than a buffer holds
   for (int i = 0; i < 25; ++i) many += result;
   return {Seed({}, progress + result),

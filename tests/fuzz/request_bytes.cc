@@ -216,6 +216,9 @@ std::vector<RequestSpec> TokenizeRequests() {
                   In<int32_t>("REQUEST_OUTPUT_LEN", {2, 1}, {1, 2}),
                   InStrings("STOP_WORDS_DICT", {2, 1}, {"x", ""})};
   all.push_back(batch);
+  all.push_back(ask("fewer weights than words"));
+  all.back().inputs.push_back(InStrings("EMBEDDING_BIAS_WORDS", {1, 2}, {"x", "yz"}));
+  all.back().inputs.push_back(In<float>("EMBEDDING_BIAS_WEIGHTS", {1, 1}, {0.5f}));
   return all;
 }
 
@@ -231,6 +234,8 @@ std::vector<RequestSpec> DetokenizeRequests() {
   std::vector<RequestSpec> all = {ids({1, 1, 3}, {97, 98, 99}, {3}),
                                   ids({1, 2, 2}, {97, 98, 0xC3, 0xA9}, {2, 1}),
                                   ids({2, 1, 2}, {97, -1, 300, 98}, {1, 2}), RequestSpec()};
+  all.push_back(all[0]);
+  all.back().inputs[0] = In<int32_t>("SEQUENCE_LENGTH", {1, 0}, {});  // no beam
   all[0].inputs.push_back(In<float>("ACCEPTANCE_RATE", {1, 1}, {0.5f}));
   all[1].inputs.push_back(InStrings("FLOW", {1, 1}, {kLiveFlow}));
   all[3].inputs.push_back(InStrings("FLOW", {1, 2}, {kLiveFlow, "settled"}));

@@ -20,8 +20,9 @@ triton::host::RequestSpec UnpackRequest(triton::Role role, InputBytes* in);
 // As the backend reads one; unbatched requests are for models without a batch dimension.
 StatusOr<triton::RequestData> ReadSpec(const triton::host::RequestSpec& spec, bool batched);
 
-// Valid requests that use every input which the role serves (it ends the process if one is
-// missing); where FLOW needs a stream's key they have this one in its place.
+// Requests that use every input which the role serves (it ends the process if one is missing),
+// valid but for a few that are wrong where that takes two changes; where FLOW needs a stream's key
+// they have this one in its place.
 inline constexpr char kLiveFlow[] = "liveflow";
 std::vector<triton::host::RequestSpec> GoodRequests(triton::Role role);
 
