@@ -71,7 +71,7 @@ def run_overload(seconds: float) -> Phase:
         try:
             zero = time.monotonic()
             before = take(server, MODEL, 0, 0)
-            with Flood(server, MODEL, RATE, prompt([5, 6, 7], 10)) as flood:
+            with Flood(server, MODEL, RATE, prompt([5, 6, 7], 10), seconds) as flood:
                 sampler = Sampler(server, MODEL, flood.answers, zero)
                 time.sleep(seconds)
                 samples = sampler.stop()

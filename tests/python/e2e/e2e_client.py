@@ -159,10 +159,10 @@ def infer(url: str, model: str, fields: Fields, **options: Any) -> Reply:
 class Stream:
     """One ModelStreamInfer call; replies come in the order the server sent them."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self._url = url
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._call = stub(url).ModelStreamInfer(iter(self._requests.get, None), timeout=TIMEOUT_S)
+        self._call = stub(url).ModelStreamInfer(iter(self._requests.get, None), timeout=timeout_s)
         self._numbers = iter(range(1 << 30))
 
     def __enter__(self) -> Stream:

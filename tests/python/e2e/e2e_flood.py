@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from e2e_client import Reply, Stream
+from e2e_client import TIMEOUT_S, Reply, Stream
 from e2e_server import Server
 
 
@@ -21,11 +21,14 @@ class Flood:
     Where the block that it is used in fails, it is abandoned.
     """
 
-    def __init__(self, server: Server, model: str, rate: float, fields: dict[str, Any]) -> None:
+    def __init__(
+        self, server: Server, model: str, rate: float, fields: dict[str, Any], seconds: float = 30
+    ) -> None:
+        """So many requests a second, for at most so many seconds."""
         self.sent: dict[str, float] = {}
         self.answers: dict[str, list[tuple[float, Reply]]] = {}
         self._model, self._rate, self._fields = model, rate, fields
-        self._streams = [Stream(server.grpc) for _ in range(4)]
+        self._streams = [Stream(server.grpc, seconds + TIMEOUT_S) for _ in range(4)]
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(5)
         self._readers = [self._pool.submit(self._read, stream) for stream in self._streams]
