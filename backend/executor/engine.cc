@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cassert>
 #include <limits>
+#include <utility>
 
 #include "executor/admission.h"
 
@@ -26,6 +27,22 @@ int64_t CapacityTokens(const WorkerInfo& worker) {
   const KvGroup& first = worker.kv_groups.front();
   if (first.windowed()) return std::numeric_limits<int64_t>::max();
   return int64_t{first.num_blocks} * worker.tokens_per_block;
+}
+
+std::unique_ptr<RequestState> MakeTrial(const RequestLimits& limits) {
+  RequestSpec spec;
+  spec.prompt = {0};
+  spec.max_new_tokens = 1;
+  auto request = Request::Create(std::move(spec), limits);
+  if (!request.ok()) return nullptr;
+  auto state = std::make_unique<RequestState>(RequestState{0, std::move(*request), 0, {}, 1, 0, 0});
+  state->sequences.push_back(
+      std::make_unique<Sequence>(state.get(), 0, SequenceOutput(state->request, nullptr)));
+  Sequence& sequence = *state->sequences.front();
+  sequence.tokens = {0};
+  sequence.prompt_len = 1;
+  sequence.slot = 0;
+  return state;
 }
 
 double Seconds(TimeNs ns) { return static_cast<double>(ns) * 1e-9; }
@@ -54,6 +71,7 @@ Engine::Engine(const ExecutorConfig& config, const WorkerInfo& worker,
   limits_.max_logprobs = config.max_logprobs;
   limits_.has_token_table = token_table_ != nullptr;
   limits_.wrap_out_of_vocab_ids = config.wrap_out_of_vocab_ids;
+  trial_ = MakeTrial(limits_);
   InitHistograms(&counters_);
   counters_.max_num_seqs = config.max_num_seqs;
   counters_.tokens_per_block = worker.tokens_per_block;
@@ -161,7 +179,8 @@ TimeNs Engine::next_deadline() const {
 }
 
 bool Engine::BuildStep(TimeNs now, StepPlan* plan) {
-  if (steps_in_flight() >= config_.pipeline_depth) return false;
+  if (steps_in_flight() >= config_.pipeline_depth || trial_step_ != 0) return false;
+  if (trial_due_) return BuildTrial(plan);
   StepRecord record;
   record.step_id = next_step_;
   if (!spare_entries_.empty()) {
@@ -204,6 +223,19 @@ void Engine::NoteStep(const StepRecord& record) {
     }
   }
   counters_.generation_requests = counters_.scheduled - counters_.context_requests;
+}
+
+void Engine::BeginTrial() { trial_due_ = trial_ != nullptr; }
+
+bool Engine::BuildTrial(StepPlan* plan) {
+  assert(in_flight_.empty());
+  trial_due_ = false;
+  trial_step_ = next_step_++;
+  StepRecord record;
+  record.step_id = trial_step_;
+  scheduler_.BuildTrial(trial_step_, trial_->sequences.front().get(), plan, &record.entries);
+  in_flight_.push_back(std::move(record));
+  return true;
 }
 
 Status Engine::CheckShape(const StepRecord& record, const StepResult& r) const {
@@ -250,6 +282,7 @@ Status Engine::OnResult(const StepResult& result, TimeNs now) {
   if (!shape.ok()) return shape;
   StepRecord record = std::move(in_flight_.front());
   in_flight_.pop_front();
+  if (std::exchange(trial_step_, 0) != 0) return Status::Ok();
   ++counters_.steps;
   Cursor cursor;
   for (size_t i = 0; i < record.entries.size(); ++i) {
@@ -375,19 +408,17 @@ void Engine::DropIfDone(RequestState* request) {
   requests_.erase(request->id);
 }
 
-bool Engine::OnWorkerLost(const Status& why, TimeNs now) {
+void Engine::OnWorkerLost(const Status& why, TimeNs now) {
+  if (std::exchange(trial_step_, 0) != 0) in_flight_.clear();  // nobody's
   std::vector<RequestId> culprits;
-  bool alone = true;
   for (const StepRecord& record : in_flight_) {
     for (const ScheduledEntry& entry : record.entries) {
       Sequence* s = entry.sequence;
-      alone &= s->request == in_flight_.front().entries.front().sequence->request;
       // Rows of the prompt's logits are kept only whole.
       if (entry.context_logits && s->num_generated() == 0) s->context_logits_done = false;
       RequestState* request = s->request;
       if (request->lost_step == in_flight_.back().step_id) continue;
       request->lost_step = in_flight_.back().step_id;
-      // Also of one that was cancelled meanwhile: it may be the cause all the same.
       if (++request->losses > config_.max_restarts) culprits.push_back(request->id);
     }
   }
@@ -404,7 +435,6 @@ bool Engine::OnWorkerLost(const Status& why, TimeNs now) {
     }
     DropIfDone(request);
   }
-  return alone && !culprits.empty();
 }
 
 std::vector<Event> Engine::TakeEvents() {

@@ -54,14 +54,18 @@ class Engine {
   Status OnResult(const StepResult& result, TimeNs now);
   // Steps in flight and all KV are gone; every live sequence will be computed again from its
   // tokens. A request that was in flight at more than max_restarts losses in a row, without a token
-  // in between, ends with the error `why`, if it has not ended. True if nothing ran beside it.
-  bool OnWorkerLost(const Status& why, TimeNs now);
+  // in between, ends with the error `why`, if it has not ended.
+  void OnWorkerLost(const Status& why, TimeNs now);
+  // A new worker starts: the next step is a trial, one token of nobody's, and nothing else is in
+  // flight until it is answered. It tells a worker that fails from a request that it fails of.
+  void BeginTrial();
 
   std::vector<Event> TakeEvents();
   bool has_events() const { return !events_.empty(); }
 
   int32_t steps_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   int32_t live_requests() const { return static_cast<int32_t>(requests_.size()); }
+  bool in_trial() const { return trial_step_ != 0; }
   bool idle() const { return requests_.empty() && in_flight_.empty(); }
   void FillMetrics(MetricsSnapshot* snapshot) const;
   MetricsSnapshot& counters() { return counters_; }
@@ -90,6 +94,7 @@ class Engine {
   void EmitEvent(Sequence* sequence, FinishReason reason);
   void ReleaseIfDone(Sequence* sequence);
   void DropIfDone(RequestState* request);
+  bool BuildTrial(StepPlan* plan);
   void NoteStep(const StepRecord& record);
   void ObserveToken(Sequence* sequence, TimeNs now);
 
@@ -98,6 +103,9 @@ class Engine {
   RequestLimits limits_;
   std::shared_ptr<const TokenTable> token_table_;
   Scheduler scheduler_;
+  std::unique_ptr<RequestState> trial_;  // null: a model so small that it has no room for one
+  bool trial_due_ = false;
+  uint64_t trial_step_ = 0;  // in flight; 0: none
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::unordered_multimap<std::string, RequestId> by_client_id_;
   std::deque<StepRecord> in_flight_;

@@ -74,7 +74,6 @@ void Scheduler::Build(uint64_t step_id, TimeNs now, StepPlan* plan,
     ids.clear();
   }
   if (plan->empty()) return;
-  just_restarted_ = false;
   plan->retired.swap(retired_);
   retired_.clear();
 }
@@ -158,6 +157,24 @@ void Scheduler::Release(Sequence* sequence) {
   }
 }
 
+void Scheduler::BuildTrial(uint64_t step_id, Sequence* sequence, StepPlan* plan,
+                           std::vector<ScheduledEntry>* entries) {
+  assert(running_.empty());
+  plan->Clear();
+  plan->step_id = step_id;
+  plan->num_groups = static_cast<uint32_t>(kv_.num_groups());
+  AddAdmitRecord(*sequence, config_.send_history, plan);
+  plan->slot = {static_cast<uint32_t>(sequence->slot)};
+  plan->num_tokens = {1};
+  plan->first_position = {0};
+  plan->num_new_blocks = {1};
+  plan->flags = {kSeqSample};
+  plan->token_ids = sequence->tokens;
+  plan->new_block_ids.assign(plan->num_groups, 0);
+  entries->assign(1, {sequence, 1, /*samples=*/true, /*context_logits=*/false});
+  retired_.push_back(plan->slot.front());
+}
+
 // A step of one request with suspects, or none while other steps are in flight. False: there are no
 // suspects any more, or none can run yet.
 bool Scheduler::Probe(Building* b) {
@@ -172,9 +189,7 @@ bool Scheduler::Probe(Building* b) {
     b->alone = nullptr;
     return !b->plan->empty();
   }
-  // One that is above suspicion goes first, once, if there is one: its step shows whether the
-  // worker is what fails.
-  Sequence* next = waiting_.LeastSuspected(just_restarted_ ? 0 : suspect_losses_, b->now);
+  Sequence* next = waiting_.LeastSuspected(suspect_losses_, b->now);
   has_suspects_ = next != nullptr;
   if (!has_suspects_ || Admit(next, b) != Lack::kNothing) return false;
   for (const auto& sibling : next->request->sequences) {
@@ -186,7 +201,6 @@ bool Scheduler::Probe(Building* b) {
 }
 
 void Scheduler::Restart() {
-  just_restarted_ = true;
   for (Sequence* sequence : running_) {
     kv_.Close(&sequence->kv);
     free_slots_.push_back(sequence->slot);
@@ -203,66 +217,6 @@ void Scheduler::Restart() {
   running_.clear();
   retired_.clear();
   kv_.Forget();
-}
-
-// Full blocks that running sequences may still need.
-int64_t Scheduler::ReservedBlocks() const {
-  int64_t reserved = 0;
-  for (const Sequence* s : running_) {
-    if (!s->finished()) reserved += kv_.BlocksFor(s->limit) - s->kv.num_blocks;
-  }
-  return reserved;
-}
-
-bool Scheduler::Fits(const Sequence& sequence, const KvGroups::Match& match,
-                     int32_t first_chunk_end) const {
-  const bool no_evict = config_.policy == SchedulerPolicy::kGuaranteedNoEvict;
-  // Room for everything known, not just the first chunk: half-admitted prompts would only take
-  // blocks from each other.
-  const int32_t known = std::max(sequence.num_tokens(), first_chunk_end);
-  const int32_t wanted = kv_.BlocksFor(no_evict ? sequence.limit : std::min(known, sequence.limit));
-  if (kv_.full()) {
-    const int64_t left = kv_.full()->num_available() - match.full.idle_blocks;
-    const int64_t reserved = no_evict ? ReservedBlocks() : 0;
-    if (wanted - match.num_blocks + reserved > left) return false;
-  }
-  const int32_t chunk = first_chunk_end - match.num_blocks * kv_.tokens_per_block();
-  for (size_t g = 0; g < kv_.windows().size(); ++g) {
-    const WindowCache& window = kv_.windows()[g];
-    if (no_evict) {
-      if (!WindowsFit(g, sequence)) return false;
-      continue;
-    }
-    const int32_t held = std::min(wanted, window.WindowBlocks() + kv_.BlocksFor(chunk));
-    const KvGroups::WindowMatch& found = match.windows[g];
-    if (held - found.blocks > window.num_available() - found.idle_blocks) return false;
-  }
-  return true;
-}
-
-// Whether a windowed group's pool suffices for all running sequences and one more, to their ends.
-// Before a step each holds at most its window and the block it is in; the chunks of one step
-// together add no more than the token budget. Blocks that sequences share count for each of them:
-// each will need its own when its window moves on.
-bool Scheduler::WindowsFit(size_t group, const Sequence& sequence) const {
-  const WindowCache& window = kv_.windows()[group];
-  const int64_t most = window.WindowBlocks() + 1;
-  int64_t held = 0, growth = 0;
-  const auto add = [&](const Sequence& s) {
-    const int64_t limit = kv_.BlocksFor(s.limit);
-    held += std::min(limit, most);
-    growth += std::max<int64_t>(limit - most, 0);
-  };
-  add(sequence);
-  for (const Sequence* s : running_) {
-    if (s->finished()) {
-      held += s->kv.windows[group].held();
-    } else {
-      add(*s);
-    }
-  }
-  growth = std::min<int64_t>(growth, config_.max_num_tokens / kv_.tokens_per_block());
-  return held + growth <= window.num_total();
 }
 
 // Under max_utilization the last of lower classes give way, as many as better ones wait for places

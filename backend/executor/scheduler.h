@@ -43,6 +43,11 @@ class Scheduler {
   // Fills the plan for `step_id` and what it will answer; an empty plan when nothing can run.
   void Build(uint64_t step_id, TimeNs now, StepPlan* plan, std::vector<ScheduledEntry>* entries);
 
+  // A step of one token of a sequence that is nobody's, in slot 0, while nothing else runs and all
+  // KV is free; the next plan retires it.
+  void BuildTrial(uint64_t step_id, Sequence* sequence, StepPlan* plan,
+                  std::vector<ScheduledEntry>* entries);
+
   // A step's answer for the sequence arrived and its new tokens were appended.
   void OnTokens(Sequence* sequence, TimeNs now);
 
@@ -102,7 +107,6 @@ class Scheduler {
   std::vector<std::vector<int32_t>> later_groups_;  // new block ids of the plan, from group 1 on
   uint64_t preemptions_ = 0;
   bool has_suspects_ = false;
-  bool just_restarted_ = false;  // no step was built since
 };
 
 }  // namespace slipstream

@@ -33,11 +33,8 @@ void Supervisor::OnFailure(const std::string& why, TimeNs now) {
   failure_ = {failure_.count + 1, "the worker failed: " + why};
   ++failures_in_a_row_;
   sent_at_.clear();
-  const bool blamed = engine_->OnWorkerLost(Status::Internal(failure_.why), now);
-  // A request that was alone at all these deaths has ended as their cause. Whether the worker was
-  // it after all, the next step will show.
-  const int32_t allowed = config_.max_restarts + (blamed && config_.max_restarts > 0 ? 1 : 0);
-  if (failures_in_a_row_ > allowed) return GiveUp(now);
+  engine_->OnWorkerLost(Status::Internal(failure_.why), now);
+  if (failures_in_a_row_ > config_.max_restarts) return GiveUp(now);
   ++engine_->counters().worker_restarts;
   const int32_t doublings = std::min(failures_in_a_row_ - 1, kMaxDoublings);
   const int64_t back_off =
@@ -63,7 +60,8 @@ bool Supervisor::BeginStart(TimeNs now) {
 void Supervisor::OnStarted(const Status& status, TimeNs now) {
   assert(state_ == State::kStarting);
   state_ = State::kServing;
-  if (!status.ok()) OnFailure("restart failed: " + status.message(), now);
+  if (!status.ok()) return OnFailure("restart failed: " + status.message(), now);
+  engine_->BeginTrial();
 }
 
 void Supervisor::EndLateRequests(TimeNs now) {

@@ -92,9 +92,9 @@ void Simulation::Fail(const std::string& why) {
 // named: by steps that were in flight.
 void Simulation::AfterFailure(const std::vector<SequenceKey>& named) {
   ++tally_.failures;
-  const bool blamed = ledger_.OnFailure(named);
+  ledger_.OnFailure(named);
   fairness_.OnDeath(now_);
-  Expect(overseer_.OnFailure(blamed, now_));
+  Expect(overseer_.OnFailure(now_));
   if (GivenUp()) {
     ++tally_.give_ups;
     ledger_.OnGivenUp();

@@ -32,7 +32,6 @@ Fairness::Fairness(const Workload& workload)
 void Fairness::OnAccepted(RequestId id, const RequestSpec& spec, TimeNs now) {
   Track track;
   track.priority = spec.priority;
-  track.born = deaths_;
   track.positions = static_cast<int64_t>(spec.prompt.size()) + spec.max_new_tokens - 1;
   track.rank_0_at = ageing_ns_ > 0 ? now + spec.priority * ageing_ns_ : kNever;
   const int64_t all = spec.num_return_sequences * track.positions;
@@ -71,12 +70,7 @@ std::string Fairness::OnPlan(const StepPlan& plan, TimeNs now, std::vector<Seque
     track.waits = false;
     const std::string wrong = CheckWait(it->second, now, &track);
     if (!wrong.empty()) return wrong;
-    if (!restarted_ || track.born < deaths_) continue;
-    for (auto& [key, other] : tracks_) {
-      if (other.waits) other.before += track.positions;
-    }
   }
-  restarted_ = false;
   ++stall_;
   for (size_t i = 0; i < plan.num_seqs(); ++i) {
     named->push_back(by_slot_[plan.slot[i]]);
@@ -98,10 +92,12 @@ std::string Fairness::OnPlan(const StepPlan& plan, TimeNs now, std::vector<Seque
   return std::to_string(stall_) + " steps without progress, the bound is " + std::to_string(bound);
 }
 
+void Fairness::OnTrial(const StepPlan& plan) {
+  for (const uint32_t slot : plan.slot) by_slot_[slot] = {};  // as no request is named
+}
+
 void Fairness::OnDeath(TimeNs now) {
-  ++deaths_;
   stall_ = 0;
-  restarted_ = true;
   if (down_since_ == kNever) down_since_ = now;
   for (auto& [key, track] : tracks_) {
     track.reach = 0;
@@ -138,7 +134,8 @@ std::string Fairness::CheckTime(SequenceKey key, TimeNs now, int64_t steps,
                                 const Track& track) const {
   constexpr TimeNs kBetween = 16;  // moments and turns of the loop, per step
   const TimeNs time = now - track.since - (Down(now) - track.down);
-  const TimeNs bound = (steps + depth_ + 1) * (max_step_ + kBetween) + watchdog_;
+  // Once a worker serves its trial goes before.
+  const TimeNs bound = (steps + depth_ + 2) * (max_step_ + kBetween) + watchdog_;
   if (time <= bound) return "";
   return "request " + std::to_string(key.first) + " waited " + std::to_string(time) + " ns and " +
          std::to_string(steps) + " steps, the bound is " + std::to_string(bound) + " ns";

@@ -32,18 +32,18 @@ namespace slipstream::simulation {
 // is admitted after at most W steps and one for each position that is computed again meanwhile; and
 // at most K W steps, since so many let W positions grow. With guaranteed_no_evict that is W. It
 // holds for every wait, be it the first or one after preemption. A death begins every wait anew:
-// whoever ran may be suspected of it, and suspects go first, alone. Before them goes one that is
-// not suspected, even if it came later.
+// whoever ran may be suspected of it, and suspects go first, alone.
 //
 // Time. While something waits, steps are in flight or the worker is being restarted. So a wait of S
-// steps lasts no longer than S + pipeline_depth + 1 of the longest steps, but for restarts and for
-// what the watchdog needs to find out that the worker hangs.
+// steps lasts no longer than S + pipeline_depth + 2 of the longest steps, the trial of a new worker
+// among them, but for restarts and for what the watchdog needs to find out that the worker hangs.
 class Fairness {
  public:
   explicit Fairness(const Workload& workload);
 
   void OnAccepted(RequestId id, const RequestSpec& spec, TimeNs now);
   // Fills the sequences that the plan names.
+  void OnTrial(const StepPlan& plan);
   std::string OnPlan(const StepPlan& plan, TimeNs now, std::vector<SequenceKey>* named);
   void OnDeath(TimeNs now);
   void OnServing(TimeNs now);  // again
@@ -76,7 +76,6 @@ class Fairness {
     TimeNs down = 0;        // without a worker until then
     uint64_t steps = 0;     // built when it began to wait
     int64_t again = 0;      // likewise
-    uint64_t born = 0;      // deaths when it came
     int32_t reach = 0;
     bool waits = false;
   };
@@ -97,9 +96,7 @@ class Fairness {
   std::vector<SequenceKey> by_slot_;
   int64_t live_positions_ = 0;
   uint64_t steps_ = 0;
-  uint64_t deaths_ = 0;
-  bool restarted_ = false;  // no step since the last death
-  int64_t again_ = 0;       // positions that were computed before
+  int64_t again_ = 0;  // positions that were computed before
   int64_t stall_ = 0;
   int64_t longest_wait_ = 0;
   int64_t bound_of_longest_ = 0;

@@ -48,18 +48,13 @@ bool Ledger::IsLive(SequenceKey key) const {
   return it != live_.end() && !it->second.sequences[key.second].ended;
 }
 
-bool Ledger::OnFailure(const std::vector<SequenceKey>& in_flight) {
+void Ledger::OnFailure(const std::vector<SequenceKey>& in_flight) {
   std::set<RequestId> struck;
-  bool blamed = false, alone = true;
   for (const SequenceKey& key : in_flight) {
-    alone &= key.first == in_flight.front().first;
     if (!struck.insert(key.first).second) continue;
     const auto it = live_.find(key.first);
-    int32_t& losses = it == live_.end() ? departed_[key.first] : it->second.losses;
-    blamed |= ++losses > max_restarts_;
+    if (it != live_.end()) ++it->second.losses;
   }
-  departed_.clear();
-  return blamed && alone;
 }
 
 void Ledger::OnSampled(SequenceKey key) {
@@ -102,7 +97,6 @@ std::string Ledger::OnEvent(const Event& event, TimeNs now) {
   const bool done = live.ended == live.sequences.size();
   if (event.request_done != done) return done ? "request_done is missing" : "request_done too soon";
   if (!done) return "";
-  if (live.losses > 0) departed_.emplace(it->first, live.losses);
   live_.erase(it);
   return "";
 }

@@ -40,9 +40,8 @@ class Ledger {
   void OnCancel(RequestId id) { live_.at(id).cancelled = true; }
   void OnClientCancel(const std::string& client_id);
   void OnDeadly(RequestId id) { live_.at(id).deadly = true; }
-  // The worker failed with steps in flight that name these sequences. True if one of them is to be
-  // taken for the cause, and all are of one request.
-  bool OnFailure(const std::vector<SequenceKey>& in_flight);
+  // The worker failed with steps in flight that name these sequences.
+  void OnFailure(const std::vector<SequenceKey>& in_flight);
   void OnSampled(SequenceKey sequence);
   // From here on every request ends with the error / as cancelled.
   void OnGivenUp() { given_up_ = true; }
@@ -107,7 +106,6 @@ class Ledger {
   bool given_up_ = false;
   bool drained_ = false;
   std::map<RequestId, Live> live_;
-  std::map<RequestId, int32_t> departed_;  // losses of ended ones that may still be in flight
   std::map<SequenceKey, Outcome> outcomes_;
   uint64_t finished_[7] = {};
   uint64_t delivered_tokens_ = 0;

@@ -30,18 +30,17 @@ TimeNs Overseer::BackOff() const {
   return std::min<int64_t>(ms, 10000) * kMillisecond;
 }
 
-std::string Overseer::OnFailure(bool blamed, TimeNs now) {
+std::string Overseer::OnFailure(TimeNs now) {
   ++failures_;
   ++in_a_row_;
   longest_row_ = std::max(longest_row_, in_a_row_);
-  const int32_t spared = blamed && config_.max_restarts > 0 ? 1 : 0;
-  const bool gives_up = in_a_row_ > config_.max_restarts + spared;
+  const bool gives_up = in_a_row_ > config_.max_restarts;
   const bool gave_up = supervisor_->state() == Supervisor::State::kGivenUp;
   if (gives_up != gave_up) {
     return std::string(gave_up ? "it gave up" : "it goes on") + " after " +
            std::to_string(in_a_row_) + " failures in a row";
   }
-  if (gave_up && one_deadly_) return "one deadly request brought the worker down for good";
+  if (gave_up && only_deadly_) return "deadly requests brought the worker down for good";
   if (supervisor_->failure().count != failures_) return "the failures are miscounted";
   if (gave_up == supervisor_->given_up().ok()) return "given up or not, with or without a reason";
   if (gave_up) return "";

@@ -12,8 +12,7 @@ namespace slipstream::simulation {
 
 // Holds the Supervisor to what it promises, reckoned anew from what happened:
 // - it gives up at the failure that is one more than max_restarts in a row without a step between,
-//   or one later when the last of them ended the request that is taken for the cause, and never
-//   otherwise; and never at all when one deadly request is all that kills workers;
+//   and never otherwise; and never at all when deadly requests are all that kill workers;
 // - the first restart of a row is immediate, each later one waits twice as long as the one before,
 //   from restart_backoff_ms up to 10 s; none is early and none is late;
 // - the watchdog strikes when the oldest step in flight has had watchdog_ms since it could begin,
@@ -23,15 +22,13 @@ class Overseer {
  public:
   Overseer(const Workload& workload, const Supervisor* supervisor)
       : config_(workload.config),
-        one_deadly_(workload.faults.OnlyDeadlyKill() && workload.faults.max_deadly == 1 &&
-                    workload.config.max_restarts > 0),
+        only_deadly_(workload.faults.OnlyDeadlyKill() && workload.config.max_restarts > 0),
         supervisor_(supervisor) {}
 
   void OnSent(TimeNs now, bool first_in_flight);
   void OnAnswer(TimeNs now);
-  // Each of these returns what is wrong, or nothing. After the Supervisor heard of a failure;
-  // blamed: the Ledger's OnFailure.
-  std::string OnFailure(bool blamed, TimeNs now);
+  // Each of these returns what is wrong, or nothing. After the Supervisor heard of a failure.
+  std::string OnFailure(TimeNs now);
   std::string OnWatchdog(bool hangs, TimeNs now) const;
   std::string OnBegin(TimeNs now);
   // When nothing is left to do at `now` but to wait.
@@ -46,7 +43,7 @@ class Overseer {
   TimeNs BackOff() const;
 
   const ExecutorConfig config_;
-  const bool one_deadly_;
+  const bool only_deadly_;
   const Supervisor* const supervisor_;
   TimeNs begun_at_ = 0;  // the oldest step in flight
   TimeNs due_at_ = 0;    // the next start

@@ -180,7 +180,11 @@ void Simulation::SendSteps() {
     }
     ++tally_.steps;
     std::vector<SequenceKey> named;
-    Expect(fairness_.OnPlan(plan_, now_, &named));
+    if (engine_.in_trial()) {
+      fairness_.OnTrial(plan_);
+    } else {
+      Expect(fairness_.OnPlan(plan_, now_, &named));
+    }
     if (Broken()) return;
     overseer_.OnSent(now_, worker_.in_flight().empty());
     supervisor_.OnSent(now_);

@@ -58,7 +58,12 @@ def test_tokens_of_experts_over_a_death_of_the_worker(servers: ServerPool) -> No
             5,
             "the death is seen",
         )
-        # Nothing is cached in the new worker: the same tokens, computed by the same experts.
+        # The new worker's first step is a trial of one token.
+        trial = wait_for_computed(server, positions + 1)
+        # Nothing is cached in it: the same tokens, computed by the same experts.
         assert joined_ids(ask(server.grpc, "llm", fields)) == first
-        after = wait_for_computed(server, 2 * positions)
-        assert after == [[2 * tokens for tokens in row] for row in before]
+        after = wait_for_computed(server, 2 * positions + 1)
+        assert after == [
+            [tried + tokens for tried, tokens in zip(*rows, strict=True)]
+            for rows in zip(trial, before, strict=True)
+        ]
