@@ -262,6 +262,26 @@ def test_a_request_that_kills_every_worker_is_ended_and_no_other(
     assert len(joined_ids(ask(faulty.grpc, "llm", fields))) == 4
 
 
+def test_no_number_of_requests_that_kill_ends_the_model(faulty: Server, faults: Faults) -> None:
+    """Two together while nobody else asks, then one that tries again."""
+    before = value(faulty, RESTARTS)
+    faults.poison(POISON)
+    fields = prompt([POISON, 5, 6], 30, streaming=True)
+    # Two deaths in both, then two of each alone; one more if only the first was there at the first.
+    for number, deaths in ((2, (6, 7)), (1, (10, 11))):
+        deadly = [Follower(faulty, Job("llm", fields)) for _ in range(number)]
+        for follower in deadly:
+            follower.join(60)
+            [reply] = follower.replies
+            assert reply.final
+            assert KILLED in reply.error
+        wait_for(
+            lambda deaths=deaths: value(faulty, RESTARTS) - before in deaths, 5, "the last restart"
+        )
+    faults.poison(None)
+    assert len(joined_ids(ask(faulty.grpc, "llm", prompt([POISON, 5, 6], 4, streaming=True)))) == 4
+
+
 def test_past_max_restarts_every_stream_gets_its_error(
     faulty: Server, faults: Faults, normal: Undisturbed
 ) -> None:
