@@ -34,7 +34,7 @@ struct KvGroup {
   // The most blocks that a sequence holds between two chunks, wherever they meet: what the next
   // position sees before itself, or else the block that it goes on in.
   int32_t WindowBlocks(int32_t tokens_per_block) const {
-    return (window - 1 + tokens_per_block - 2) / tokens_per_block + 1;
+    return static_cast<int32_t>((int64_t{window} + tokens_per_block - 3) / tokens_per_block + 1);
   }
 };
 

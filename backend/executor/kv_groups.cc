@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <limits>
 
 namespace slipstream {
 namespace {
@@ -212,6 +213,8 @@ Status CheckKvGroups(const WorkerInfo& worker, const ExecutorConfig& config) {
     return (tokens + worker.tokens_per_block - 1) / worker.tokens_per_block;
   };
   if (worker.kv_groups.empty()) return Status::Internal("the worker has no KV groups");
+  const int64_t most =
+      std::numeric_limits<int64_t>::max() / static_cast<int64_t>(worker.kv_groups.size());
   int64_t longest = blocks_for(worker.max_seq_len);
   for (size_t i = 0; i < worker.kv_groups.size(); ++i) {
     const KvGroup& group = worker.kv_groups[i];
@@ -219,6 +222,11 @@ Status CheckKvGroups(const WorkerInfo& worker, const ExecutorConfig& config) {
     if (group.windowed() ? group.window < 1 : i > 0) {
       return Status::Internal(name + " of the worker: windows are at least 1, and only the first " +
                               "group may be full");
+    }
+    if (group.bytes_per_block > most / std::max(group.num_blocks, 1)) {
+      return Status::Internal(name + " of the worker has " + std::to_string(group.num_blocks) +
+                              " blocks of " + std::to_string(group.bytes_per_block) +
+                              " bytes, more than can be counted");
     }
     if (!group.windowed()) longest = std::min<int64_t>(longest, group.num_blocks);
     const int64_t window = group.WindowBlocks(worker.tokens_per_block) + 1;

@@ -286,6 +286,15 @@ TEST_CASE("groups that cannot serve are refused with the numbers") {
   CHECK(check({Sliding(8, 8), Full(9)}).find("only the first group may be full") !=
         std::string::npos);
   CHECK(check({}) == "the worker has no KV groups");
+  constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+  CHECK(check({Full(10), Sliding(kMost, 7)}).find("needs 10") != std::string::npos);
+  worker.tokens_per_block = 1;
+  CHECK(check({Sliding(kMost, 8)}).find("needs 400") != std::string::npos);
+  worker.tokens_per_block = kBlock;
+  KvGroup heavy = Full(10);
+  heavy.bytes_per_block = std::numeric_limits<int64_t>::max() / 10;
+  CHECK(check({heavy}) == "");
+  CHECK(check({heavy, Sliding(8, 8)}).find("more than can be counted") != std::string::npos);
   CHECK(CanReplace({Full(7), Sliding(8, 7)}, {Full(8), Sliding(8, 7)}));
   CHECK(!CanReplace({Full(7), Sliding(8, 7)}, {Full(7), Sliding(8, 6)}));
   CHECK(!CanReplace({Full(7), Sliding(8, 7)}, {Full(7), Chunked(8, 7)}));
