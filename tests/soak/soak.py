@@ -89,13 +89,16 @@ def run_phase(name: str, recipe: Recipe, targets: Targets, seconds: float, kills
 
 
 def run_long_form(command: Sequence[str]) -> Check:
-    """A command of the repository, with its last line."""
+    """A command of the repository, with its last line; of one that fails the last twenty."""
     name = " ".join(command)
     if not os.access(ROOT / command[0], os.X_OK):
         return Check(name, False, "is not built: see CONTRIBUTING.md")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-    lines = (done.stdout + done.stderr).strip().splitlines() or [""]
-    return Check(name, done.returncode == 0, f"exit code {done.returncode}: {lines[-1]}")
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
+    )
+    passed = done.returncode == 0
+    told = "\n".join(done.stdout.strip().splitlines()[-1 if passed else -20 :])
+    return Check(name, passed, f"exit code {done.returncode}: {told}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
