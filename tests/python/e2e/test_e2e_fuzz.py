@@ -54,7 +54,8 @@ ANONYMOUS = re.compile(
     r"expected (at least )?\d+ (inputs? )?but got|expected number of inputs|"
     r"inference request batch-size must be <= \d+|batch size does not match other inputs|"
     r"Batch size > 1 requires|Streaming is only supported|"
-    r"reserved for Triton usage|string correlation ID cannot be longer|[Pp]arse|[Mm]alformed|duplicate|empty name"
+    r"reserved for Triton usage|string correlation ID cannot be longer|"
+    r"[Pp]arse|[Mm]alformed|duplicate|empty name"
 )
 
 
