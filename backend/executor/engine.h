@@ -65,7 +65,7 @@ class Engine {
 
   int32_t steps_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   int32_t live_requests() const { return static_cast<int32_t>(requests_.size()); }
-  bool in_trial() const { return trial_step_ != 0; }
+  bool in_trial() const { return trial_due_ || trial_step_ != 0; }
   bool idle() const { return requests_.empty() && in_flight_.empty(); }
   void FillMetrics(MetricsSnapshot* snapshot) const;
   MetricsSnapshot& counters() { return counters_; }

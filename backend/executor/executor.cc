@@ -289,6 +289,9 @@ void Executor::PumpResults() {
         const Status status = engine_->OnResult(result_, Now());
         if (!status.ok()) return OnWorkerFailure(status.message());
         supervisor_->OnAnswer(Now());
+        // A new worker has passed its trial.
+        Health recovering = Health::kRecovering;
+        health_.compare_exchange_strong(recovering, Health::kReady, std::memory_order_acq_rel);
       }
     }
   }
@@ -373,7 +376,7 @@ void Executor::OnRestarted(const Status& status) {
   if (!status.ok()) port_->Stop();
   supervisor_->OnStarted(status, Now());
   if (!status.ok()) return PublishFailure();
-  health_.store(Health::kReady, std::memory_order_release);
+  if (!engine_->in_trial()) health_.store(Health::kReady, std::memory_order_release);
 }
 
 bool Executor::ShouldExit(TimeNs now) {

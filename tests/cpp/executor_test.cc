@@ -265,6 +265,27 @@ TEST_CASE("requests that are there at every death are ended; the worker goes on"
   CHECK(f.executor->Metrics().worker_restarts == 9);
 }
 
+TEST_CASE("a new worker is not ready before it has passed its trial") {
+  ExecutorConfig config;
+  config.watchdog_ms = 200;
+  config.restart_backoff_ms = 1;
+  // The first worker hangs at a request, the second one at its trial.
+  Fixture f(R"({"stall_at_step": 1, "fault_count": 2})", config);
+  REQUIRE(f.executor->Submit(f.Spec(0, 8)).ok());
+  int looks = 0;
+  for (uint64_t restarts = 0; restarts < 2; restarts = f.executor->Metrics().worker_restarts) {
+    if (restarts == 0) continue;
+    const Health health = f.executor->health();
+    if (f.executor->Metrics().worker_restarts > 1) break;
+    REQUIRE(health == Health::kRecovering);
+    ++looks;
+  }
+  CHECK(looks > 0);
+  REQUIRE(f.collector.WaitDone(1));
+  CHECK(f.collector.Get(0).tokens.size() == 8);
+  CHECK(f.executor->health() == Health::kReady);
+}
+
 TEST_CASE("a worker that fails its trials is given up") {
   ExecutorConfig config;
   config.restart_backoff_ms = 1;
