@@ -15,6 +15,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/status_error.h"
+#include "executor/engine_config.h"
 #include "worker_link/scripted_model.h"
 #include "worker_link/step_codec.h"
 #include "worker_link/step_frame.h"
@@ -126,6 +127,7 @@ py::dict FrameLayout() {
   constants["version"] = kFrameVersion;
   constants["max_payload"] = kMaxFramePayload;
   constants["token_from_slot"] = kTokenFromSlot;
+  constants["slots_per_seq"] = kSlotsPerSeq;
   layout["constants"] = constants;
   py::dict types;
   for (const auto& [name, type] : kFrameTypes) types[name] = static_cast<int>(type);

@@ -179,8 +179,13 @@ TimeNs Engine::next_deadline() const {
 }
 
 bool Engine::BuildStep(TimeNs now, StepPlan* plan) {
-  if (steps_in_flight() >= config_.pipeline_depth || trial_step_ != 0) return false;
-  if (trial_due_) return BuildTrial(plan);
+  if (steps_in_flight() >= config_.pipeline_depth || trial_state_ == TrialState::kInFlight) {
+    return false;
+  }
+  if (trial_state_ == TrialState::kDue) {
+    BuildTrial(plan);
+    return true;
+  }
   StepRecord record;
   record.step_id = next_step_;
   if (!spare_entries_.empty()) {
@@ -225,17 +230,17 @@ void Engine::NoteStep(const StepRecord& record) {
   counters_.generation_requests = counters_.scheduled - counters_.context_requests;
 }
 
-void Engine::BeginTrial() { trial_due_ = trial_ != nullptr; }
+void Engine::BeginTrial() {
+  if (trial_ != nullptr) trial_state_ = TrialState::kDue;
+}
 
-bool Engine::BuildTrial(StepPlan* plan) {
+void Engine::BuildTrial(StepPlan* plan) {
   assert(in_flight_.empty());
-  trial_due_ = false;
-  trial_step_ = next_step_++;
+  trial_state_ = TrialState::kInFlight;
   StepRecord record;
-  record.step_id = trial_step_;
-  scheduler_.BuildTrial(trial_step_, trial_->sequences.front().get(), plan, &record.entries);
+  record.step_id = next_step_++;
+  scheduler_.BuildTrial(record.step_id, trial_->sequences.front().get(), plan, &record.entries);
   in_flight_.push_back(std::move(record));
-  return true;
 }
 
 Status Engine::CheckShape(const StepRecord& record, const StepResult& r) const {
@@ -282,7 +287,7 @@ Status Engine::OnResult(const StepResult& result, TimeNs now) {
   if (!shape.ok()) return shape;
   StepRecord record = std::move(in_flight_.front());
   in_flight_.pop_front();
-  if (std::exchange(trial_step_, 0) != 0) return Status::Ok();
+  if (std::exchange(trial_state_, TrialState::kNone) == TrialState::kInFlight) return Status::Ok();
   ++counters_.steps;
   Cursor cursor;
   for (size_t i = 0; i < record.entries.size(); ++i) {
@@ -409,7 +414,8 @@ void Engine::DropIfDone(RequestState* request) {
 }
 
 void Engine::OnWorkerLost(const Status& why, TimeNs now) {
-  if (std::exchange(trial_step_, 0) != 0) in_flight_.clear();  // nobody's
+  if (trial_state_ == TrialState::kInFlight) in_flight_.clear();  // nobody's
+  trial_state_ = TrialState::kNone;
   std::vector<RequestId> culprits;
   for (const StepRecord& record : in_flight_) {
     for (const ScheduledEntry& entry : record.entries) {

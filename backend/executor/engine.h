@@ -65,7 +65,7 @@ class Engine {
 
   int32_t steps_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   int32_t live_requests() const { return static_cast<int32_t>(requests_.size()); }
-  bool in_trial() const { return trial_due_ || trial_step_ != 0; }
+  bool in_trial() const { return trial_state_ != TrialState::kNone; }
   bool idle() const { return requests_.empty() && in_flight_.empty(); }
   void FillMetrics(MetricsSnapshot* snapshot) const;
   MetricsSnapshot& counters() { return counters_; }
@@ -83,6 +83,7 @@ class Engine {
     uint64_t step_id = 0;
     std::vector<ScheduledEntry> entries;
   };
+  enum class TrialState : uint8_t { kNone, kDue, kInFlight };
   struct Cursor;  // where in a StepResult's arrays the next sequence's data begin
 
   Status CheckShape(const StepRecord& record, const StepResult& result) const;
@@ -94,7 +95,7 @@ class Engine {
   void EmitEvent(Sequence* sequence, FinishReason reason);
   void ReleaseIfDone(Sequence* sequence);
   void DropIfDone(RequestState* request);
-  bool BuildTrial(StepPlan* plan);
+  void BuildTrial(StepPlan* plan);
   void NoteStep(const StepRecord& record);
   void ObserveToken(Sequence* sequence, TimeNs now);
 
@@ -104,8 +105,7 @@ class Engine {
   std::shared_ptr<const TokenTable> token_table_;
   Scheduler scheduler_;
   std::unique_ptr<RequestState> trial_;  // null: a model so small that it has no room for one
-  bool trial_due_ = false;
-  uint64_t trial_step_ = 0;  // in flight; 0: none
+  TrialState trial_state_ = TrialState::kNone;
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::unordered_multimap<std::string, RequestId> by_client_id_;
   std::deque<StepRecord> in_flight_;

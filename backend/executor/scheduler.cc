@@ -236,14 +236,14 @@ void Scheduler::MakePlaces(Building* b) {
 bool Scheduler::MakeRoomFor(const Sequence& waiting, Building* b) {
   if (config_.policy != SchedulerPolicy::kMaxUtilization) return false;
   const int64_t available = kv_.full() ? kv_.full()->num_available() : 0;
-  const int64_t wanted = kv_.full() ? kv_.BlocksFor(waiting.num_tokens()) - available : 1;
+  const int64_t lacks = kv_.full() ? kv_.BlocksFor(waiting.num_tokens()) - available : 1;
+  const int64_t wanted = std::max(lacks, int64_t{1});
   const int32_t rank = waiting_.RankOf(waiting, b->now);
   int64_t coming = 0;  // from those that leave anyway
   for (size_t i = running_.size(); i-- > 0;) {
     Sequence* victim = running_[i];
     if (GoesOn(victim)) {
-      if (coming >= std::max(wanted, int64_t{1}) || waiting_.RankOf(*victim, b->now) <= rank)
-        return false;
+      if (coming >= wanted || waiting_.RankOf(*victim, b->now) <= rank) return false;
       if (Displace(victim, b)) return true;
     }
     coming += victim->kv.num_blocks;

@@ -7,38 +7,42 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _PROC = Path("/proc")
 _LISTENING = "0A"
 
 
-def is_taken(host: str, port: int, session: int) -> bool:
-    """Whether a process outside a session listens where one inside wants to.
+def taken_port(host: str, ports: Collection[int], session: int) -> int | None:
+    """One of the ports on which a process outside a session listens where one inside wants to.
 
     host: a name or an address. session: id of the session. A process of it whose descriptors cannot
-    be read counts as one outside.
+    be read counts as one outside. Takes milliseconds: the kernel walks all it knows of TCP.
     """
-    found = set(_listening(host, port))
-    if not found or found <= _sockets_of(session):  # its leader most likely
-        return False
-    return not found <= set().union(*map(_sockets_of, _processes_of(session)))
+    found = _listening(host, ports)
+    if not found or found.keys() <= _sockets_of(session):  # its leader most likely
+        return None
+    own = set().union(*map(_sockets_of, _processes_of(session)))
+    return next((port for inode, port in found.items() if inode not in own), None)
 
 
-def _listening(host: str, port: int) -> Iterator[int]:
-    """Inodes of the sockets that listen on the port, and on the address or on every one."""
-    wanted = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+def _listening(host: str, ports: Collection[int]) -> dict[int, int]:
+    """Sockets, by inode, that listen on one of the ports, and on the address or on every one."""
+    found = {}
+    wanted = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     everywhere = {"0.0.0.0", "::"}
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in (_PROC / "net" / table).read_text().splitlines()[1:]:
                 fields = line.split()
                 address, _, at = fields[1].partition(":")
-                if fields[3] != _LISTENING or int(at, 16) != port:
+                port = int(at, 16)
+                if fields[3] != _LISTENING or port not in ports:
                     continue
                 if {_readable(address), *wanted} & everywhere or _readable(address) in wanted:
-                    yield int(fields[9])
+                    found[int(fields[9])] = port
+    return found
 
 
 def _readable(address: str) -> str:

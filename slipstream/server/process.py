@@ -21,7 +21,7 @@ from types import TracebackType
 
 from slipstream.errors import SlipstreamError
 from slipstream.server.installation import TritonServer, server_environment
-from slipstream.server.listeners import is_taken
+from slipstream.server.listeners import taken_port
 from slipstream.server.ports import Ports
 
 # What the backend logs while a model loads.
@@ -213,9 +213,9 @@ class TritonProcess:
 
     def _check_ports(self) -> None:
         host, ports = self._options.host, self.ports
-        for port in (ports.http, ports.grpc, ports.metrics):
-            if is_taken(host, port, self.pid):
-                raise PortTakenError(host, port)
+        port = taken_port(host, (ports.http, ports.grpc, ports.metrics), self.pid)
+        if port is not None:
+            raise PortTakenError(host, port)
 
     def wait(self) -> int:
         """Waits until the process ends; returns its exit code."""

@@ -197,12 +197,12 @@ TEST_CASE("what experts computed is counted over the deaths of the worker") {
 
 TEST_CASE("a worker that hangs is replaced after the watchdog") {
   ExecutorConfig config;
-  config.watchdog_ms = 200;
+  config.watchdog_ms = 2000;  // no other step takes so long, on however busy a machine
   Fixture f(R"({"stall_at_step": 5})", config);
   REQUIRE(f.executor->Submit(f.Spec(0, 32)).ok());
   REQUIRE(f.collector.WaitDone(1));
   CHECK(f.collector.Get(0).tokens.size() == 32);
-  CHECK(f.executor->Metrics().worker_restarts >= 1);  // a machine that is busy hangs, too
+  CHECK(f.executor->Metrics().worker_restarts == 1);
 }
 
 TEST_CASE("a worker that never recovers: every request gets its error, health is dead") {

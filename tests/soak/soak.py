@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests" / "python" / "e2e"))
 from e2e_metrics import wait_for  # noqa: E402
 from e2e_recipes import DEMO, SCRIPTED  # noqa: E402
 from e2e_server import Recipe, Server  # noqa: E402
-from soak_checks import check_count, check_held, check_idle  # noqa: E402
+from soak_checks import check_count, check_held, check_idle, wait_until_idle  # noqa: E402
 from soak_load import Load, Targets  # noqa: E402
 from soak_overload import run_overload  # noqa: E402
 from soak_report import Check, Phase, write_report  # noqa: E402
@@ -63,11 +63,7 @@ def run_phase(name: str, recipe: Recipe, targets: Targets, seconds: float, kills
             samples = sampler.stop()
             load.stop()
 
-            def is_idle() -> bool:
-                now = take(server, targets.llm, 0, 0)
-                return (now.kv_used, now.running, now.waiting) == (0, 0, 0)
-
-            wait_for(is_idle, 30, "everything is idle")
+            wait_until_idle(server, targets.llm)
             after = take(server, targets.llm, time.monotonic() - zero, len(load.answers))
             phase = Phase(name, [before, *samples, after], load.answers, killed, load.num_errors)
             phase.checks = [

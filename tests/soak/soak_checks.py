@@ -7,8 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from e2e_metrics import wait_for
+from e2e_server import Server
 from soak_report import Check
-from soak_sample import Sample
+from soak_sample import Sample, take
 
 WARM_UP = 1 / 3  # of a phase, which its slope leaves out
 SLOPE_LIMIT = 64  # bytes per request
@@ -29,12 +31,22 @@ def slope(samples: Sequence[Sample]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
+def is_idle(sample: Sample) -> bool:
+    """No used KV tokens, nothing running or waiting."""
+    return (sample.kv_used, sample.running, sample.waiting) == (0, 0, 0)
+
+
+def wait_until_idle(server: Server, model: str) -> None:
+    """Once nobody asks any more; 30 s at most."""
+    wait_for(lambda: is_idle(take(server, model, 0, 0)), 30, "everything is idle")
+
+
 def check_idle(before: Sample, after: Sample) -> list[Check]:
     """Once the load has ended."""
     return [
         Check(
             "idle: no used KV tokens, nothing running or waiting",
-            (after.kv_used, after.running, after.waiting) == (0, 0, 0),
+            is_idle(after),
             f"{after.kv_used}, {after.running}, {after.waiting}",
         ),
         Check(

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from e2e_client import prompt
 from e2e_flood import Flood
-from e2e_metrics import wait_for
 from e2e_recipes import OVERLOADED
 from e2e_server import Server
-from soak_checks import check_held, check_idle
+from soak_checks import check_held, check_idle, wait_until_idle
 from soak_load import Answer
 from soak_report import Check, Phase
 from soak_sample import Sampler, take
@@ -77,11 +76,7 @@ def run_overload(seconds: float) -> Phase:
                 samples = sampler.stop()
                 flood.stop()
 
-            def is_idle() -> bool:
-                now = take(server, MODEL, 0, 0)
-                return (now.kv_used, now.running, now.waiting) == (0, 0, 0)
-
-            wait_for(is_idle, 30, "everything is idle")
+            wait_until_idle(server, MODEL)
             answers = answers_of(flood, zero)
             after = take(server, MODEL, time.monotonic() - zero, len(answers))
             num_refused = sum(answer.way == "refused" for answer in answers)

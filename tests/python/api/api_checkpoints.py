@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -14,60 +15,60 @@ from transformers import (
     DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
 )
 
 VOCAB = 160
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "dtype": "float32",
+}
+
+
+def _save(model: type[PreTrainedModel], config: PretrainedConfig, path: Path) -> Path:
+    """With the same weights each time."""
+    torch.manual_seed(3)
+    model(config).save_pretrained(path)
+    return path
 
 
 def save_llama(path: Path, *, initializer_range: float) -> Path:
-    """Three layers in float32, the same weights each time."""
-    torch.manual_seed(3)
+    """Three layers in float32."""
     config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=3,
-        num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
         initializer_range=initializer_range,
-        dtype="float32",
+        **_SMALL,
     )
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
+    return _save(LlamaForCausalLM, config, path)
 
 
 def save_mixture(path: Path, *, initializer_range: float) -> Path:
     """Two layers in float32, each of eight experts and a shared one behind a gate."""
-    torch.manual_seed(3)
     config = Qwen2MoeConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
         moe_intermediate_size=40,
         shared_expert_intermediate_size=56,
         num_experts=8,
         num_experts_per_tok=3,
         num_hidden_layers=2,
-        num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
         initializer_range=initializer_range,
-        dtype="float32",
+        **_SMALL,
     )
-    Qwen2MoeForCausalLM(config).save_pretrained(path)
-    return path
+    return _save(Qwen2MoeForCausalLM, config, path)
 
 
 def save_latents(path: Path, *, initializer_range: float) -> Path:
     """Two layers in float32 with latent attention, the second of eight experts in four groups."""
-    torch.manual_seed(3)
     config = DeepseekV3Config(
-        vocab_size=VOCAB,
-        hidden_size=64,
         intermediate_size=96,
         moe_intermediate_size=40,
         n_routed_experts=8,
@@ -82,15 +83,11 @@ def save_latents(path: Path, *, initializer_range: float) -> Path:
         qk_nope_head_dim=12,
         v_head_dim=16,
         num_hidden_layers=2,
-        num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
         initializer_range=initializer_range,
-        dtype="float32",
+        **_SMALL,
     )
-    DeepseekV3ForCausalLM(config).save_pretrained(path)
-    return path
+    return _save(DeepseekV3ForCausalLM, config, path)
 
 
 def prompts_with_a_prefix_in_common(lengths: Sequence[int]) -> list[list[int]]:

@@ -9,6 +9,7 @@ import pytest
 
 from slipstream import _core, link
 from slipstream.worker import frames
+from slipstream.worker.slots import SLOTS_PER_SEQ
 
 DTYPES = {
     "FrameHeader": frames.FRAME_HEADER,
@@ -34,6 +35,7 @@ def test_constants_agree():
         "version": frames.VERSION,
         "max_payload": frames.MAX_PAYLOAD,
         "token_from_slot": frames.TOKEN_FROM_SLOT,
+        "slots_per_seq": SLOTS_PER_SEQ,
     }
     assert (link.MAGIC, link.VERSION, link.MAX_PAYLOAD) == (
         frames.MAGIC,

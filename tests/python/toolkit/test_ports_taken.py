@@ -25,7 +25,7 @@ from slipstream.server import (
     TritonServer,
     choose_ports,
 )
-from slipstream.server.listeners import is_taken
+from slipstream.server.listeners import taken_port
 
 FAKE = Path(__file__).with_name("fake_tritonserver.py")
 HOST = "127.0.0.1"
@@ -38,6 +38,10 @@ def stranger() -> Iterator[int]:
     yield process.pid
     process.kill()
     process.wait()
+
+
+def is_taken(host: str, port: int, session: int) -> bool:
+    return taken_port(host, (1, port), session) == port
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,6 @@ SIZES = [(28, 20), (80, 68), (208, 192)]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 
 
-@pytest.fixture(scope="module", params=["avx512", "avx2", "generic"])
-def kernels(request: pytest.FixtureRequest) -> RowKernels:
-    try:
-        return RowKernels(2, request.param)
-    except ValueError:
-        pytest.skip("this processor has not the instructions")
-
-
 def latents(dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Of each sequence queries and keys, ``[tokens, heads + 1, dim]``."""
     generator = torch.Generator().manual_seed(dim)
