@@ -152,15 +152,9 @@ void LlmService::StartReporting(const ModelConfig& config) {
 Withdrawal LlmService::WithdrawAll(const ModelConfig& config) const {
   if (!IsCurrentLlm(name_, this) || !IsServing(config.server)) return Withdrawal::kLater;
   const std::string why = executor_->closed_why().message();
-  std::vector<ModelConfig> models = PipelinesOf(name_);
-  models.push_back(config);
-  Status status;
-  for (const ModelConfig& model : models) {
-    status = Withdraw(model, why);
-    if (!status.ok())
-      LogWarning("model " + model.name + " stays ready for the server: " + status.message());
-  }
-  if (status.ok()) return Withdrawal::kDone;  // the last one: its own
+  const Status status = Withdraw(config, PipelinesOf(name_), why);
+  if (status.ok()) return Withdrawal::kDone;
+  LogWarning("model " + name_ + " stays ready for the server: " + status.message());
   // A server that was told to exit meanwhile refuses, too.
   return IsServing(config.server) ? Withdrawal::kRefused : Withdrawal::kLater;
 }

@@ -22,13 +22,12 @@ std::string WithReason(const std::string& config, const std::string& why) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-}  // namespace
+Status Unload(const ModelConfig& model) {
+  return FromTritonError(TRITONSERVER_ServerUnloadModel(model.server, model.name.c_str()));
+}
 
-Status Withdraw(const ModelConfig& model, const std::string& why) {
-  if (Status s = FromTritonError(TRITONSERVER_ServerUnloadModel(model.server, model.name.c_str()));
-      !s.ok()) {
-    return s;
-  }
+// With a configuration that CheckNotWithdrawn() refuses.
+Status LoadRefused(const ModelConfig& model, const std::string& why) {
   const std::unique_ptr<TRITONSERVER_Parameter, void (*)(TRITONSERVER_Parameter*)> config(
       TRITONSERVER_ParameterNew("config", TRITONSERVER_PARAMETER_STRING,
                                 WithReason(model.json, why).c_str()),
@@ -38,6 +37,24 @@ Status Withdraw(const ModelConfig& model, const std::string& why) {
       TRITONSERVER_ServerLoadModelWithParameters(model.server, model.name.c_str(), parameters, 1));
   if (loaded.message().find(Refusal(model, why)) != std::string::npos) return Status::Ok();
   return loaded.ok() ? Status::Internal("it was loaded again in spite of: " + why) : loaded;
+}
+
+}  // namespace
+
+Status Withdraw(const ModelConfig& llm, const std::vector<ModelConfig>& pipelines,
+                const std::string& why) {
+  // Unloaded first, which takes down the ensembles that have it as a step. Else tritonserver 2.51
+  // loads those again, on another thread, beside the pipelines, and crashes when one of these fails
+  // to load meanwhile: at about one death in 300.
+  if (Status s = Unload(llm); !s.ok()) return s;
+  for (const ModelConfig& pipeline : pipelines) {
+    Status s = Unload(pipeline);
+    if (s.ok()) s = LoadRefused(pipeline, why);
+    if (!s.ok()) {
+      LogWarning("model " + pipeline.name + " stays ready for the server: " + s.message());
+    }
+  }
+  return LoadRefused(llm, why);  // last: who sees it withdrawn may load all of them again
 }
 
 bool IsServing(TRITONSERVER_Server* server) {

@@ -75,9 +75,12 @@ def test_a_killed_worker_that_is_not_restarted(servers: ServerPool) -> None:
         assert len(server.workers()) == 1
 
 
-def test_a_model_that_dies_under_a_stream(servers: ServerPool) -> None:
+@pytest.mark.parametrize(
+    "deaths", [8, pytest.param(800, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_a_model_that_dies_under_a_stream(servers: ServerPool, deaths: int) -> None:
     with servers.own(MORTAL) as server:
-        for _ in range(8):
+        for _ in range(deaths):
             with Stream(server.grpc) as stream:  # keeps the old model alive
                 assert "scripted failure at step 4" in stream.ask("llm", DEADLY)[-1].error
                 wait_for(lambda: is_dead(server), 5, "nothing is ready that cannot serve")
@@ -158,7 +161,7 @@ def test_without_exit_only_the_gauge_tells(servers: ServerPool) -> None:
             [reply] = ask(server.grpc, model, DEADLY if model == "llm" else question("hello", 3))
             assert GAVE_UP in reply.error
         log = "\n".join(server.process.tail(2000))
-        assert [log.count(f"model {name} {refused}") for name in ("llm", "ensemble")] == [1, 1]
+        assert log.count(f"model llm {refused}") == 1
         assert server.stop() == 0
 
 
