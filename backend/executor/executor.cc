@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -89,10 +90,11 @@ struct Executor::Inbox {
     QueueLoad& own = fresh[static_cast<size_t>(request.spec().priority)];
     own = own + load;
   }
+  QueueLoad Before(int32_t priority) const { return waiting - Displaceable(fresh, priority); }
   Status CheckRoom(const ExecutorConfig& config, QueueLoad more, int32_t priority,
                    QueueLoad ahead) {
     if (closed) return closed_why;
-    const Status room = CheckQueue(config, ahead + waiting - Displaceable(fresh, priority), more);
+    const Status room = CheckQueue(config, ahead + Before(priority), more);
     if (!room.ok()) ++rejected;
     return room;
   }
@@ -165,9 +167,15 @@ StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
   return RequestHandle{id};
 }
 
-Status Executor::CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead) {
+StatusOr<int64_t> Executor::CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead) {
+  if (config_.max_queue_requests > 0) {
+    // What alone exceeds the bound is Submit()'s to refuse, for good.
+    more.sequences = std::min<int64_t>(more.sequences, config_.max_queue_requests);
+  }
   std::lock_guard<std::mutex> lock(inbox_->mutex);
-  return inbox_->CheckRoom(config_, more, priority, ahead);
+  if (Status s = inbox_->CheckRoom(config_, more, priority, ahead); !s.ok()) return s;
+  if (config_.max_queue_requests <= 0) return std::numeric_limits<int64_t>::max();
+  return config_.max_queue_requests - (ahead + inbox_->Before(priority)).sequences - more.sequences;
 }
 
 void Executor::Cancel(RequestHandle handle) {

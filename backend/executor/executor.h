@@ -57,9 +57,9 @@ class Executor {
   StatusOr<RequestHandle> Submit(RequestSpec spec);
 
   // Whether Submit() would find the queue too full for so much more, for a caller that has work to
-  // do before it can submit; `ahead` is on its way here, too. kUnavailable counts as a rejected
-  // request; ok promises nothing.
-  Status CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead = {});
+  // do before it can submit; `ahead` is on its way here, too. Returns how many more sequences could
+  // be. kUnavailable counts as a rejected request.
+  StatusOr<int64_t> CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead = {});
 
   // Idempotent; unknown or finished handles are ignored. The request still gets its terminal event.
   void Cancel(RequestHandle handle);

@@ -181,7 +181,7 @@ StatusOr<std::shared_ptr<LlmService::Ticket>> LlmService::Expect() {
   return ticket;
 }
 
-Status LlmService::CheckRoom(int64_t sequences, int32_t priority, int64_t ahead) {
+StatusOr<int64_t> LlmService::CheckRoom(int64_t sequences, int32_t priority, int64_t ahead) {
   // Not tokenized yet: a token each at least.
   return executor_->CheckRoom({sequences, sequences}, priority, {ahead, ahead});
 }

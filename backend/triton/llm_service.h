@@ -53,8 +53,8 @@ class LlmService final : public std::enable_shared_from_this<LlmService> {
   // For a request that needs time until it can be served. kUnavailable once Stop() was called.
   StatusOr<std::shared_ptr<Ticket>> Expect();
   // kUnavailable when so many more sequences of a class would find the queue full, with those that
-  // are `ahead` of them in it.
-  Status CheckRoom(int64_t sequences, int32_t priority, int64_t ahead);
+  // are `ahead` of them in it; else how many more could be.
+  StatusOr<int64_t> CheckRoom(int64_t sequences, int32_t priority, int64_t ahead);
 
   // Answers the request through `channel`, here or later. Any thread, at any time: after Stop() the
   // answer is UNAVAILABLE.

@@ -381,16 +381,18 @@ uint64_t HashCacheSalt(const std::string& salt) {
 }
 
 StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now) {
-  Standing standing = {kPriorityClasses - 1, 0};
+  Standing standing = {kPriorityClasses - 1, 0, 0};
   for (int64_t row = 0; row < request.batch(); ++row) {
     FieldReader in(request, row);
     RequestSpec spec;
     ReadPriority(request, &in, &spec);
     ReadDeadline(request, now, &in, &spec);
+    spec.num_return_sequences = in.Int32("num_return_sequences").value_or(1);
     if (!in.status().ok()) return in.status();
     // One out of range is refused with the rest of the request.
     standing.priority = std::min(standing.priority, std::max(spec.priority, 0));
     standing.deadline = std::max(standing.deadline, spec.deadline);
+    standing.sequences += std::max(spec.num_return_sequences, 1);
   }
   return standing;
 }

@@ -48,10 +48,11 @@ struct LlmRequest {
 };
 
 // Where a request stands among others, before the rest of it is read: of its rows the best
-// priority, within 0 .. 9, and the latest deadline.
+// priority, within 0 .. 9, the latest deadline and all sequences.
 struct Standing {
   int32_t priority = 0;
   TimeNs deadline = kNever;
+  int64_t sequences = 1;
 };
 StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now);
 

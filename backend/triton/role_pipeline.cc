@@ -100,7 +100,6 @@ Status PipelineModel::Enqueue(RequestData&& data, TimeNs arrival,
   job.keeps = std::move(ticket).value();
   job.arrival = arrival;
   job.bytes = data.num_bytes();
-  const int64_t num_rows = data.batch();
   auto steps = SplitRequest(std::move(data), config().batched);
   if (!steps.ok()) return steps.status();
   if (Status s = CheckGiven(Role::kTokenize, steps->tokenize); !s.ok()) return s;
@@ -108,17 +107,15 @@ Status PipelineModel::Enqueue(RequestData&& data, TimeNs arrival,
   auto standing = ReadStanding(steps->llm, arrival);
   if (!standing.ok()) return standing.status();
   job.standing = *standing;
-  const int32_t priority = job.standing.priority;
-  if (Status s = (*llm)->CheckRoom(num_rows, priority, queue_.rows_up_to(priority)); !s.ok()) {
-    return s;
-  }
   auto rows = tokenizer_->Read(steps->tokenize);
   if (!rows.ok()) return rows.status();
   job.rows = std::move(rows).value();
   job.rest = std::move(steps->llm);
   (*stream)->MarkComputeStart();
   job.stream = std::move(*stream);
-  const Status status = queue_.Add(&job);
+  const Status status = queue_.Add(&job, [&llm, own = *standing](int64_t ahead) {
+    return (*llm)->CheckRoom(own.sequences, own.priority, ahead);
+  });
   if (!status.ok()) *stream = std::move(job.stream);
   return status;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <limits>
 
 #include "triton/error.h"
 
@@ -62,11 +63,6 @@ void TextQueue::Stop(const std::string& id) {
   for (auto it = begin; it != end; ++it) *it->second = true;
 }
 
-int64_t TextQueue::rows_up_to(int32_t priority) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return LoadUpTo(priority).rows;
-}
-
 TextQueue::Load TextQueue::LoadUpTo(int32_t priority) const {
   Load load = load_;
   for (int c = priority + 1; c < kPriorityClasses; ++c) {
@@ -83,16 +79,24 @@ Status TextQueue::CheckBounds(const Load& more, const Load& have) const {
                     options_.max_bytes);
 }
 
-Status TextQueue::Add(TextJob* job) {
-  const Load load = {static_cast<int64_t>(job->rows.size()), job->bytes};
+Status TextQueue::Add(TextJob* job, const Room& room) {
+  const Load load = {static_cast<int64_t>(job->rows.size()), job->standing.sequences, job->bytes};
   const auto priority = static_cast<size_t>(job->standing.priority);
   const TimeNs deadline = job->standing.deadline;
   std::vector<TextJob> displaced;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stopping_) return Status::Unavailable("the model is shutting down");
-    if (Status s = CheckBounds(load, LoadUpTo(job->standing.priority)); !s.ok()) return s;
-    displaced = Displace(load);
+    const Load before = LoadUpTo(job->standing.priority);
+    int64_t max_sequences = std::numeric_limits<int64_t>::max();  // of all in here, this one aside
+    if (room) {
+      const auto more = room(before.sequences);
+      if (!more.ok()) return more.status();
+      max_sequences =
+          *more > max_sequences - before.sequences ? max_sequences : before.sequences + *more;
+    }
+    if (Status s = CheckBounds(load, before); !s.ok()) return s;
+    displaced = Displace(load, max_sequences);
     const Key key = {job->arrival + job->standing.priority * kClassNs, next_++};
     Entry& entry = entries_[key];
     waiting_.insert(key);
@@ -108,9 +112,9 @@ Status TextQueue::Add(TextJob* job) {
 }
 
 // The youngest of the worst class first, until there is room. That there can be was checked.
-std::vector<TextJob> TextQueue::Displace(const Load& more) {
+std::vector<TextJob> TextQueue::Displace(const Load& more, int64_t max_sequences) {
   std::vector<TextJob> displaced;
-  while (!CheckBounds(more, load_).ok()) {
+  while (load_.sequences > max_sequences || !CheckBounds(more, load_).ok()) {
     const auto standing = [&](const Key& key) {
       return std::make_pair(entries_.at(key).job.standing.priority, key);
     };
@@ -161,6 +165,7 @@ void TextQueue::Serve() {
 void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexcept {
   Status status;
   std::optional<TextJob> job;
+  Load passed_on;
   auto finishing = finishing_.end();
   try {
     auto tokenized = options_.tokenize(rows);
@@ -168,6 +173,9 @@ void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexc
       const std::lock_guard<std::mutex> lock(mutex_);
       job = Take(key);
       if (!job.has_value()) return;
+      // Counted until it counts where it goes: for that moment twice, never not at all.
+      passed_on = {static_cast<int64_t>(rows.size()), job->standing.sequences, job->bytes};
+      load_.Add(passed_on, 1);
       if (job->rest.has_value()) finishing = finishing_.emplace(job->rest->id(), job->stopped);
     }
     status =
@@ -177,6 +185,7 @@ void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexc
   }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    load_.Add(passed_on, -1);
     if (finishing != finishing_.end()) finishing_.erase(finishing);
     if (!job.has_value()) job = Take(key);  // not even tokenized
   }

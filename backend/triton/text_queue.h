@@ -66,24 +66,27 @@ class TextQueue final {
   TextQueue(const TextQueue&) = delete;
   TextQueue& operator=(const TextQueue&) = delete;
 
+  // Of a queue behind this one, with which it counts together: whether there is room for a job's
+  // sequences, with so many `ahead` of them in here, and for how many more. Called under a mutex.
+  using Room = std::function<StatusOr<int64_t>(int64_t ahead)>;
+
   // Takes the job, or leaves it as it is and returns why: kUnavailable when the queue is full,
-  // kInvalidArgument for one that not even an empty queue could hold.
-  Status Add(TextJob* job);
+  // kInvalidArgument for one that not even an empty queue could hold, or what `room` says.
+  Status Add(TextJob* job, const Room& room = {});
 
   // Marks what is in here under this client id, for `finish` to see. What has left by then is where
   // `finish` put it.
   void Stop(const std::string& id);
 
-  // Rows in here that one of this class would wait for: all but those it could displace.
-  int64_t rows_up_to(int32_t priority) const;
-
  private:
   using Key = std::pair<TimeNs, uint64_t>;
   struct Load {
     int64_t rows = 0;
+    int64_t sequences = 0;
     int64_t bytes = 0;
     void Add(const Load& other, int sign) {
       rows += sign * other.rows;
+      sequences += sign * other.sequences;
       bytes += sign * other.bytes;
     }
   };
@@ -99,7 +102,7 @@ class TextQueue final {
   // These need mutex_.
   Load LoadUpTo(int32_t priority) const;
   Status CheckBounds(const Load& more, const Load& have) const;
-  std::vector<TextJob> Displace(const Load& more);
+  std::vector<TextJob> Displace(const Load& more, int64_t max_sequences);
   std::vector<std::pair<TextJob, Status>> TakeEnded(TimeNs now);
   std::optional<TextJob> Take(const Key& key);
   void MarkBegun(Entry* entry);
@@ -111,7 +114,7 @@ class TextQueue final {
   // All guarded by mutex_.
   std::map<Key, Entry> entries_;  // not answered yet, begun or not
   std::set<Key> waiting_;         // of them, not begun
-  Load load_;                     // of all entries
+  Load load_;                     // of all entries, and of what `finish` has
   std::array<Load, kPriorityClasses> waiting_load_{};
   std::multimap<std::string, std::shared_ptr<std::atomic<bool>>> finishing_;  // `finish` has them
   uint64_t next_ = 0;

@@ -377,10 +377,13 @@ TEST_CASE("room is told before a submission, by the same bounds") {
   config.max_num_seqs = 1;
   config.max_queue_requests = 2;
   Fixture f(kEndlessSteps, config);
-  CHECK(f.executor->CheckRoom({2, 2}, 0).ok());
+  CHECK(f.executor->CheckRoom({2, 2}, 0).value() == 0);
+  CHECK(f.executor->CheckRoom({1, 1}, 0).value() == 1);
+  CHECK(f.executor->CheckRoom({1, 1}, 0, {1, 1}).value() == 0);
+  CHECK(f.executor->CheckRoom({9, 9}, 0).value() == 0);  // never: Submit() says so
   int accepted = 0;
   while (f.executor->Submit(f.Spec(accepted, 4)).ok()) ++accepted;
-  const Status full = f.executor->CheckRoom({1, 1}, 0);
+  const Status full = f.executor->CheckRoom({1, 1}, 0).status();
   CHECK(full.code() == StatusCode::kUnavailable);
   CHECK(full.message() ==
         "the queue is full: 2 sequences wait, 1 more would exceed max_queue_requests = 2");
@@ -406,8 +409,8 @@ TEST_CASE("a full queue of a worse class refuses its own class and takes a bette
   CHECK(submit(1, 9).ok());
   CHECK(submit(2, 9).ok());
   CHECK(submit(3, 9).code() == StatusCode::kUnavailable);
-  CHECK(f.executor->CheckRoom({1, 1}, 9).code() == StatusCode::kUnavailable);
-  CHECK(f.executor->CheckRoom({2, 2}, 8).ok());
+  CHECK(f.executor->CheckRoom({1, 1}, 9).status().code() == StatusCode::kUnavailable);
+  CHECK(f.executor->CheckRoom({2, 2}, 8).value() == 0);
   CHECK(submit(4, 0).ok());
   CHECK(submit(5, 0).ok());
   CHECK(submit(6, 0).code() == StatusCode::kUnavailable);  // nothing worse is left

@@ -184,9 +184,9 @@ TEST_CASE("pipeline: a dead llm is withdrawn with the pipelines that hand over t
   const auto client = Send(pipeline.get(), AskText("fox", 10));
   CHECK(static_cast<bool>(client->WaitFinal().back().error));
   CHECK(repository.WaitCalls(4) ==
-        std::vector<std::string>{"unload ensemble",
+        std::vector<std::string>{"unload llm", "unload ensemble",
                                  "load ensemble: model ensemble was withdrawn: " + why,
-                                 "unload llm", "load llm: model llm was withdrawn: " + why});
+                                 "load llm: model llm was withdrawn: " + why});
   CheckClean({client});
 }
 

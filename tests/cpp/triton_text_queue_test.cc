@@ -60,7 +60,7 @@ struct Fixture {
 
   // A client whose request was refused has its answer.
   std::shared_ptr<Client> Send(const std::string& text, int32_t priority = 0, int64_t bytes = 1,
-                               TimeNs deadline = kNever) {
+                               TimeNs deadline = kNever, const TextQueue::Room& room = {}) {
     auto client = std::make_shared<Client>();
     clients.push_back(client);
     TextJob job;
@@ -70,9 +70,22 @@ struct Fixture {
     job.bytes = bytes;
     job.arrival = Now();
     job.standing = {priority, deadline};
-    const Status status = queue->Add(&job);
+    const Status status = queue->Add(&job, room);
     if (!status.ok()) job.stream->SendError(status, true);
     return client;
+  }
+
+  // Sequences in here that one of this class would wait for.
+  int64_t Ahead(int32_t priority) {
+    int64_t seen = -1;
+    TextJob job;
+    job.standing.priority = priority;
+    const auto refuse = [&](int64_t ahead) -> StatusOr<int64_t> {
+      seen = ahead;
+      return Status::Unavailable("no room");
+    };
+    CHECK(queue->Add(&job, refuse).message() == "no room");
+    return seen;
   }
 
   std::mutex mutex;
@@ -95,14 +108,14 @@ TEST_CASE("text queue: bounded in prompts, those being tokenized included") {
   f.Send("a");
   f.WaitBegun(1);
   f.Send("b");
-  CHECK(f.queue->rows_up_to(0) == 2);
+  CHECK(f.Ahead(0) == 2);
   CHECK(ErrorOf(f.Send("c"), TRITONSERVER_ERROR_UNAVAILABLE) ==
         "the queue is full: 2 prompts wait to be tokenized, 1 more would exceed "
         "max_queue_requests = 2");
   f.Go();
   for (const int i : {0, 1}) CHECK_FALSE(static_cast<bool>(f.clients[i]->WaitFinal().back().error));
   CheckClean(f.clients);
-  CHECK(f.queue->rows_up_to(9) == 0);
+  CHECK(f.Ahead(9) == 0);
 }
 
 TEST_CASE("text queue: a stop request finds what is tokenized, waits, or is being passed on") {
@@ -159,7 +172,7 @@ TEST_CASE("text queue: a deadline ends what waits and what is being tokenized") 
   CHECK(ErrorOf(waiting, TRITONSERVER_ERROR_UNAVAILABLE) == passed);
   CHECK(ErrorOf(begun, TRITONSERVER_ERROR_UNAVAILABLE) == passed);
   CHECK(Now() - begin >= 500 * kMs);
-  CHECK(f.queue->rows_up_to(9) == 0);
+  CHECK(f.Ahead(9) == 0);
   const auto next = f.Send("c");  // the thread goes on with what comes next
   f.Go();
   CHECK_FALSE(static_cast<bool>(next->WaitFinal().back().error));
@@ -189,7 +202,7 @@ TEST_CASE(
   f.Send("nine", 9);
   const auto displaced = f.Send("nine, younger", 9);
   f.Send("three", 3);
-  CHECK(f.queue->rows_up_to(3) == 2);
+  CHECK(f.Ahead(3) == 2);
   CHECK(ErrorOf(f.Send("nine again", 9), TRITONSERVER_ERROR_UNAVAILABLE).find("4 prompts") !=
         std::string::npos);
   f.Send("zero", 0);
@@ -197,6 +210,77 @@ TEST_CASE(
   f.Go();
   CheckClean(f.clients);
   CHECK(f.order == std::vector<std::string>{"begun", "zero", "three", "nine"});
+}
+
+TEST_CASE("text queue: places that the queue behind it has for a better class are taken in here") {
+  Fixture f;
+  f.Send("begun", 9);
+  f.WaitBegun(1);
+  f.Send("nine", 9);
+  const auto displaced = f.Send("nine, younger", 9);
+  const auto room_for = [](int64_t more) {
+    return [more](int64_t ahead) -> StatusOr<int64_t> {
+      CHECK(ahead == 1);
+      return more;
+    };
+  };
+  f.Send("zero", 0, 1, kNever, room_for(1));  // beside the two that are left
+  CHECK(ErrorOf(displaced, TRITONSERVER_ERROR_UNAVAILABLE) == kDisplaced);
+  f.Go();
+  CheckClean(f.clients);
+  CHECK(f.order == std::vector<std::string>{"begun", "zero", "nine"});
+}
+
+TEST_CASE("text queue: with the queue behind it, it never holds more than fits there") {
+  constexpr int64_t kLimit = 8;
+  std::mutex mutex;
+  int64_t behind = 0;
+  TextQueue::Options options;
+  options.num_threads = 3;
+  options.tokenize = [](const std::vector<TextRow>& rows) {
+    return std::vector<TokenizedRow>(rows.size());
+  };
+  options.finish = [&](TextJob* job, const std::vector<TokenizedRow>&) {
+    std::this_thread::sleep_for(std::chrono::microseconds(200));  // on its way
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      behind += job->standing.sequences;
+    }
+    job->stream->Send({}, true);
+    return Status::Ok();
+  };
+  TextQueue queue(std::move(options));
+  const auto room_for = [&](int64_t sequences) {
+    return [&, sequences](int64_t ahead) -> StatusOr<int64_t> {
+      const std::lock_guard<std::mutex> lock(mutex);
+      const int64_t more = kLimit - behind - ahead - sequences;
+      if (more < 0) return Status::Unavailable("full");
+      return more;
+    };
+  };
+  const auto send = [&] {
+    std::vector<std::shared_ptr<Client>> clients;
+    for (int i = 0; i < 40; ++i) {
+      clients.push_back(std::make_shared<Client>());
+      TextJob job;
+      job.stream =
+          std::move(ResponseStream::Create(nullptr, host::NewRequest({}, clients.back()))).value();
+      job.rows.resize(1);
+      job.standing.sequences = 1 + i % 2;
+      const Status status = queue.Add(&job, room_for(job.standing.sequences));
+      if (!status.ok()) job.stream->SendError(status, true);
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+    for (const auto& client : clients) client->WaitFinal();
+  };
+  for (int round = 0; round < 20; ++round) {
+    std::vector<std::thread> senders;
+    for (int i = 0; i < 4; ++i) senders.emplace_back(send);
+    for (std::thread& sender : senders) sender.join();
+    const std::lock_guard<std::mutex> lock(mutex);
+    CHECK(behind == kLimit);
+    behind = 0;
+  }
 }
 
 TEST_CASE("text queue: a tokenizer that throws or fails costs one request") {
