@@ -24,7 +24,7 @@ def expand_tokens(
 ) -> None:
     """Replaces negative ``token_ids`` by their slot's last token and finds where KV goes.
 
-    token_ids, token_slots, positions: int32 ``[tokens]``; last_tokens: int32 ``[slots + 1]``;
+    token_ids, token_slots, positions: int32 ``[tokens]``; last_tokens: int64 ``[slots + 1]``;
     block_tables: int32 ``[groups, slots + 1, blocks]``; write_slots: int64 ``[groups, tokens]``,
     block * tokens_per_block + offset, or -1 where the slot is the last one, which is padding.
     """

@@ -76,13 +76,16 @@ class LatentAttention(nn.Module):
         out: torch.Tensor = self.output(self._unfolded(attended).flatten(1))
         return out
 
+    def transpose_keys(self) -> None:
+        """For ``rows``, whose kernels read a matrix by the rows of its result; takes memory."""
+        self._fold = self.kv_b.detach()[:, : self._spec.no_rope_dim].transpose(1, 2).contiguous()
+
     def _folded(self, queries: torch.Tensor) -> torch.Tensor:
         """``[tokens, heads, no_rope_dim]`` to ``[tokens, heads, kv_lora_rank]``."""
-        keys = self.kv_b[:, : self._spec.no_rope_dim]
         if self.rows is None:
+            keys = self.kv_b[:, : self._spec.no_rope_dim]
             return torch.bmm(queries.transpose(0, 1), keys).transpose(0, 1)
-        if self._fold is None:  # the kernels read a matrix by the rows of its result
-            self._fold = keys.transpose(1, 2).contiguous()
+        assert self._fold is not None
         return _by_head(self.rows, queries, self._fold)
 
     def _unfolded(self, latents: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,8 @@ def make_rows_apart(decoder: Decoder, kernels: RowKernels) -> None:
     for module in decoder.modules():
         if isinstance(module, _TAKES_ROWS):
             module.rows = kernels
+            if isinstance(module, LatentAttention):
+                module.transpose_keys()
         else:
             assert isinstance(module, _EXACT), f"{type(module).__name__}: look at its operations"
     for rope in decoder.positions.ropes.values():
