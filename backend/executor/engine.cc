@@ -101,7 +101,7 @@ Status Engine::Submit(RequestId id, Request request, TimeNs now) {
     seq->max_len = seq->prompt_len + s.max_new_tokens;
     seq->limit = seq->max_len - 1;
     seq->kv.hashes = state->request.block_hashes();
-    seq->perf.arrival_ns = now;
+    seq->perf.arrival_ns = s.arrival.value_or(now);
     scheduler_.Enqueue(seq.get());
     state->sequences.push_back(std::move(seq));
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -78,10 +79,11 @@ struct RequestSpec {
   bool return_generation_logits = false;
   bool return_text = false;  // events carry text; needs a token table
   bool skip_special_tokens = true;
-  bool streaming = false;    // false: one event, at the end, carries everything
-  int32_t priority = 0;      // 0 is served first .. 9
-  TimeNs deadline = kNever;  // whether queued or running, the request ends then
-  uint64_t cache_salt = 0;   // requests share cached KV only with equal salts
+  bool streaming = false;         // false: one event, at the end, carries everything
+  int32_t priority = 0;           // 0 is served first .. 9
+  TimeNs deadline = kNever;       // whether queued or running, the request ends then
+  std::optional<TimeNs> arrival;  // when the client asked, for what is told of it; unset: Submit()
+  uint64_t cache_salt = 0;        // requests share cached KV only with equal salts
   Retention retention;
   std::shared_ptr<ClientContext> context;
 };

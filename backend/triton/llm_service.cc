@@ -129,9 +129,14 @@ void LlmService::StartReporting(const ModelConfig& config) {
   const WorkerInfo& worker = executor_->worker_info();
   const bool on_gpu = worker.device.rfind("cuda", 0) == 0;
   metrics_ = MetricsReporter::Create(name_, config.version, parameters_.stats_check_period_ms,
-                                     [this, on_gpu, weights = worker.weight_bytes] {
-                                       return MetricsView{executor_->Metrics(), executor_->health(),
-                                                          on_gpu, weights, WallTimeUs()};
+                                     LlmMetrics(), [this, on_gpu, weights = worker.weight_bytes] {
+                                       MetricsView view;
+                                       view.snapshot = executor_->Metrics();
+                                       view.health = executor_->health();
+                                       view.on_gpu = on_gpu;
+                                       view.weight_bytes = weights;
+                                       view.wall_time_us = WallTimeUs();
+                                       return view;
                                      });
   HealthWatch::Options options;
   options.model = name_;

@@ -12,6 +12,15 @@ namespace {
 constexpr auto kGauge = TRITONSERVER_METRIC_KIND_GAUGE;
 constexpr auto kCounter = TRITONSERVER_METRIC_KIND_COUNTER;
 
+// Families of more than one kind of model: of each, what ended there.
+constexpr char kRejected[] = "slipstream_requests_rejected_total";
+constexpr char kRejectedHelp[] = "Requests refused by admission control";
+constexpr char kDisplacedFamily[] = "slipstream_requests_displaced_total";
+constexpr char kDisplacedHelp[] =
+    "Requests whose place in a full queue went to a better priority class";
+constexpr char kFinished[] = "slipstream_requests_finished_total";
+constexpr char kFinishedHelp[] = "Finished sequences, by reason";
+
 #define VALUE(expression)                                      \
   [](const MetricsView& view) {                                \
     [[maybe_unused]] const MetricsSnapshot& m = view.snapshot; \
@@ -93,13 +102,8 @@ void AddOwnCounters(std::vector<MetricRow>* rows) {
   add("slipstream_steps_total", "Steps of the model", "", "", VALUE(m.steps));
   add("slipstream_requests_accepted_total", "Requests accepted", "", "",
       VALUE(m.requests_accepted));
-  add("slipstream_requests_rejected_total", "Requests refused by admission control", "", "",
-      VALUE(m.requests_rejected));
-  add("slipstream_requests_displaced_total",
-      "Requests whose place in a full queue went to a better priority class", "", "",
-      VALUE(m.requests_displaced));
-  static constexpr char kFinished[] = "slipstream_requests_finished_total";
-  static constexpr char kFinishedHelp[] = "Finished sequences, by reason";
+  add(kRejected, kRejectedHelp, "", "", VALUE(m.requests_rejected));
+  add(kDisplacedFamily, kDisplacedHelp, "", "", VALUE(m.requests_displaced));
   for (const FinishReason reason :
        {FinishReason::kStop, FinishReason::kStopSequence, FinishReason::kLength,
         FinishReason::kCancelled, FinishReason::kDeadline, FinishReason::kError}) {
@@ -136,38 +140,58 @@ std::string WallTime(int64_t us) {
 
 }  // namespace
 
-const std::vector<MetricRow>& MetricRows() {
-  static const std::vector<MetricRow> rows = [] {
-    std::vector<MetricRow> all;
-    AddTensorRtLlmRows(&all);
-    AddOwnGauges(&all);
-    AddOwnCounters(&all);
+const MetricTables& LlmMetrics() {
+  static const MetricTables tables = [] {
+    MetricTables all;
+    AddTensorRtLlmRows(&all.rows);
+    AddOwnGauges(&all.rows);
+    AddOwnCounters(&all.rows);
+    all.histograms = {
+        {"slipstream_time_to_first_token_seconds", "Arrival to first token", "", "",
+         &MetricsSnapshot::time_to_first_token_s},
+        {"slipstream_inter_token_latency_seconds", "Between two tokens of a sequence", "", "",
+         &MetricsSnapshot::inter_token_latency_s},
+        {"slipstream_queue_time_seconds", "Arrival to first scheduling", "", "",
+         &MetricsSnapshot::queue_time_s},
+        {"slipstream_request_latency_seconds", "Arrival to last token", "", "",
+         &MetricsSnapshot::e2e_latency_s},
+        {"nv_llm_input_token_len", "Prompt tokens per request", "response_metric_type",
+         "total_input_tokens", &MetricsSnapshot::input_tokens},
+        {"nv_llm_output_token_len", "Generated tokens per sequence", "response_metric_type",
+         "total_output_tokens", &MetricsSnapshot::output_tokens},
+    };
     return all;
   }();
-  return rows;
+  return tables;
 }
 
-const std::vector<HistogramRow>& HistogramRows() {
-  static const std::vector<HistogramRow> rows = {
-      {"slipstream_time_to_first_token_seconds", "Arrival to first token", "", "",
-       &MetricsSnapshot::time_to_first_token_s},
-      {"slipstream_inter_token_latency_seconds", "Between two tokens of a sequence", "", "",
-       &MetricsSnapshot::inter_token_latency_s},
-      {"slipstream_queue_time_seconds", "Arrival to first scheduling", "", "",
-       &MetricsSnapshot::queue_time_s},
-      {"slipstream_request_latency_seconds", "Arrival to last token", "", "",
-       &MetricsSnapshot::e2e_latency_s},
-      {"nv_llm_input_token_len", "Prompt tokens per request", "response_metric_type",
-       "total_input_tokens", &MetricsSnapshot::input_tokens},
-      {"nv_llm_output_token_len", "Generated tokens per sequence", "response_metric_type",
-       "total_output_tokens", &MetricsSnapshot::output_tokens},
-  };
-  return rows;
+const MetricTables& TextQueueMetrics() {
+  static const MetricTables tables = [] {
+    MetricTables all;
+    const auto add = [&all](TRITONSERVER_MetricKind kind, const char* family, const char* help,
+                            std::function<double(const MetricsView&)> read) {
+      all.rows.push_back({kind, family, help, "", "", "", std::move(read)});
+    };
+    add(kGauge, "slipstream_tokenizing", "Prompts that wait to be tokenized, or are",
+        VALUE(view.text.prompts));
+    add(kCounter, kRejected, kRejectedHelp, VALUE(view.text.rejected));
+    add(kCounter, kDisplacedFamily, kDisplacedHelp, VALUE(view.text.displaced));
+    for (const FinishReason reason :
+         {FinishReason::kCancelled, FinishReason::kDeadline, FinishReason::kError}) {
+      all.rows.push_back({kCounter, kFinished, kFinishedHelp, "reason", FinishReasonName(reason),
+                          "", [reason](const MetricsView& view) {
+                            return static_cast<double>(
+                                view.text.finished[static_cast<size_t>(reason)]);
+                          }});
+    }
+    return all;
+  }();
+  return tables;
 }
 
 std::string MetricsLogLine(const MetricsView& view) {
   nlohmann::ordered_json line;
-  for (const MetricRow& row : MetricRows()) {
+  for (const MetricRow& row : LlmMetrics().rows) {
     const std::string key = row.log_key;
     if (key.empty()) continue;
     if (key == "Timestamp") {

@@ -12,11 +12,12 @@ namespace slipstream::triton {
 
 std::unique_ptr<MetricsReporter> MetricsReporter::Create(const std::string& model, int64_t version,
                                                          int32_t period_ms,
+                                                         const MetricTables& tables,
                                                          std::function<MetricsView()> read) {
-  auto reporter = std::unique_ptr<MetricsReporter>(new MetricsReporter(std::move(read)));
+  auto reporter = std::unique_ptr<MetricsReporter>(new MetricsReporter(tables, std::move(read)));
   // The first snapshot knows the bounds; counts start from zero whatever it holds.
   const MetricsView first = reporter->read_();
-  auto metrics = ModelMetrics::Acquire(model, version, first);
+  auto metrics = ModelMetrics::Acquire(model, version, tables, first);
   if (metrics.ok()) {
     reporter->metrics_ = std::move(metrics).value();
     reporter->experts_ = reporter->metrics_->ExpertsFor(first.snapshot.expert_load.get());
@@ -24,9 +25,20 @@ std::unique_ptr<MetricsReporter> MetricsReporter::Create(const std::string& mode
   } else {
     LogWarning("no metrics of model " + model + ": " + metrics.status().message());
   }
-  reporter->counted_.assign(MetricRows().size(), 0.0);
+  reporter->counted_.assign(tables.rows.size(), 0.0);
   reporter->thread_ = std::thread([raw = reporter.get(), period_ms] { raw->Run(period_ms); });
   return reporter;
+}
+
+std::unique_ptr<MetricsReporter> ReportTextQueue(const ModelConfig& config,
+                                                 const TextQueue& queue) {
+  constexpr int32_t kPeriodMs = 100;
+  return MetricsReporter::Create(config.name, config.version, kPeriodMs, TextQueueMetrics(),
+                                 [&queue] {
+                                   MetricsView view;
+                                   view.text = queue.stats();
+                                   return view;
+                                 });
 }
 
 MetricsReporter::~MetricsReporter() {
@@ -52,7 +64,7 @@ void MetricsReporter::Run(int32_t period_ms) {
 
 void MetricsReporter::Show(const MetricsView& view) {
   const bool gauges = metrics_->HasGauges(this);
-  const std::vector<MetricRow>& rows = MetricRows();
+  const std::vector<MetricRow>& rows = tables_.rows;
   for (size_t i = 0; i < rows.size(); ++i) {
     const double value = rows[i].value(view);
     if (rows[i].kind == TRITONSERVER_METRIC_KIND_GAUGE) {
@@ -62,7 +74,7 @@ void MetricsReporter::Show(const MetricsView& view) {
       counted_[i] = value;
     }
   }
-  const std::vector<HistogramRow>& histograms = HistogramRows();
+  const std::vector<HistogramRow>& histograms = tables_.histograms;
   for (size_t i = 0; i < histograms.size(); ++i) {
     const auto member = histograms[i].histogram;
     for (const Observations& seen :

@@ -13,7 +13,9 @@
 
 #include "executor/executor.h"
 #include "executor/executor_metrics.h"
+#include "triton/model_config.h"
 #include "triton/model_metrics.h"
+#include "triton/text_queue.h"
 
 namespace slipstream::triton {
 
@@ -24,6 +26,7 @@ struct MetricsView {
   bool on_gpu = false;  // where the KV cache lies
   int64_t weight_bytes = 0;
   int64_t wall_time_us = 0;
+  TextQueueStats text;
 };
 
 // One sample of /metrics: its family, its own label, and the value it shows.
@@ -45,8 +48,12 @@ struct HistogramRow {
 };
 // The tables. The nv_trt_llm_* families have exactly the samples and labels of TensorRT-LLM's
 // backend, each with a key in the log line; everything else is under slipstream_*.
-const std::vector<MetricRow>& MetricRows();
-const std::vector<HistogramRow>& HistogramRows();
+struct MetricTables {
+  std::vector<MetricRow> rows;
+  std::vector<HistogramRow> histograms;
+};
+const MetricTables& LlmMetrics();
+const MetricTables& TextQueueMetrics();  // of models that tokenize
 
 // The line of the verbose log: one JSON object with the values of all rows that have a log key.
 std::string MetricsLogLine(const MetricsView& view);
@@ -58,18 +65,20 @@ class MetricsReporter {
   // `read`: any thread. Metrics that the server does not offer (--allow-metrics=false) are left out
   // with a warning.
   static std::unique_ptr<MetricsReporter> Create(const std::string& model, int64_t version,
-                                                 int32_t period_ms,
+                                                 int32_t period_ms, const MetricTables& tables,
                                                  std::function<MetricsView()> read);
   ~MetricsReporter();  // one last refresh
   MetricsReporter(const MetricsReporter&) = delete;
   MetricsReporter& operator=(const MetricsReporter&) = delete;
 
  private:
-  explicit MetricsReporter(std::function<MetricsView()> read) : read_(std::move(read)) {}
+  MetricsReporter(const MetricTables& tables, std::function<MetricsView()> read)
+      : tables_(tables), read_(std::move(read)) {}
   void Run(int32_t period_ms);
   void Refresh();
   void Show(const MetricsView& view);
 
+  const MetricTables& tables_;
   const std::function<MetricsView()> read_;
   ModelMetrics::Handle metrics_;      // null: the server offers none
   ExpertMetrics* experts_ = nullptr;  // of metrics_; null without experts
@@ -80,5 +89,8 @@ class MetricsReporter {
   bool stopping_ = false;  // guarded by mutex_
   std::thread thread_;
 };
+
+// Of a model's queue, which must outlive it.
+std::unique_ptr<MetricsReporter> ReportTextQueue(const ModelConfig& config, const TextQueue& queue);
 
 }  // namespace slipstream::triton

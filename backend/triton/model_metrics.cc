@@ -28,6 +28,7 @@ Table& TheTable() {
 }  // namespace
 
 StatusOr<ModelMetrics::Handle> ModelMetrics::Acquire(const std::string& model, int64_t version,
+                                                     const MetricTables& tables,
                                                      const MetricsView& view) {
   Table& table = TheTable();
   const std::lock_guard<std::mutex> lock(table.mutex);
@@ -35,7 +36,7 @@ StatusOr<ModelMetrics::Handle> ModelMetrics::Acquire(const std::string& model, i
   if (entry.metrics == nullptr) {
     std::unique_ptr<ModelMetrics> made(new ModelMetrics());
     const Status status =
-        made->Create({{"model", model}, {"version", std::to_string(version)}}, view);
+        made->Create({{"model", model}, {"version", std::to_string(version)}}, tables, view);
     if (!status.ok()) {
       table.entries.erase({model, version});
       return status;
@@ -66,7 +67,8 @@ StatusOr<const MetricFamily*> ModelMetrics::Family(TRITONSERVER_MetricKind kind,
   return static_cast<const MetricFamily*>(families_.back().second.get());
 }
 
-Status ModelMetrics::Create(const MetricLabels& base, const MetricsView& view) {
+Status ModelMetrics::Create(const MetricLabels& base, const MetricTables& tables,
+                            const MetricsView& view) {
   const auto make = [&](TRITONSERVER_MetricKind kind, const auto& row,
                         const std::vector<double>& bounds, std::vector<Metric>* into) {
     const auto family = Family(kind, row.family, row.help);
@@ -78,10 +80,10 @@ Status ModelMetrics::Create(const MetricLabels& base, const MetricsView& view) {
     into->push_back(std::move(metric).value());
     return Status::Ok();
   };
-  for (const MetricRow& row : MetricRows()) {
+  for (const MetricRow& row : tables.rows) {
     if (Status s = make(row.kind, row, {}, &rows_); !s.ok()) return s;
   }
-  for (const HistogramRow& row : HistogramRows()) {
+  for (const HistogramRow& row : tables.histograms) {
     const Histogram& histogram = view.snapshot.*row.histogram;
     if (Status s = make(TRITONSERVER_METRIC_KIND_HISTOGRAM, row, histogram.bounds, &histograms_);
         !s.ok()) {

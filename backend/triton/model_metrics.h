@@ -13,6 +13,7 @@
 
 namespace slipstream::triton {
 
+struct MetricTables;
 struct MetricsView;
 
 // The samples of one model at /metrics, by the rows of the tables in metrics.h.
@@ -30,7 +31,7 @@ class ModelMetrics final {
 
   // `view`: its histograms' bounds become those of the first holder's histograms.
   static StatusOr<Handle> Acquire(const std::string& model, int64_t version,
-                                  const MetricsView& view);
+                                  const MetricTables& tables, const MetricsView& view);
   ~ModelMetrics() = default;
   ModelMetrics(const ModelMetrics&) = delete;
   ModelMetrics& operator=(const ModelMetrics&) = delete;
@@ -51,7 +52,7 @@ class ModelMetrics final {
 
  private:
   ModelMetrics() = default;
-  Status Create(const MetricLabels& base, const MetricsView& view);
+  Status Create(const MetricLabels& base, const MetricTables& tables, const MetricsView& view);
   StatusOr<const MetricFamily*> Family(TRITONSERVER_MetricKind kind, const char* name,
                                        const char* help);
 

@@ -295,6 +295,7 @@ StatusOr<RequestSpec> ReadRow(const RequestData& request, int64_t row,
   spec.streaming = plan.streaming;
   ReadPriority(request, &in, &spec);
   ReadDeadline(request, now, &in, &spec);
+  spec.arrival = now;
   ReadSalt(request, &in, &spec);
   spec.retention = ReadRetention(&in);
   if (!in.status().ok()) return in.status();

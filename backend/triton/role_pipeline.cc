@@ -56,6 +56,7 @@ PipelineModel::PipelineModel(ModelConfig config, const PipelineParameters& param
                           [this](TextJob* job, std::vector<TokenizedRow> rows) {
                             return NamedForClient(Finish(job, std::move(rows)));
                           })),
+      metrics_(ReportTextQueue(this->config(), queue_)),
       registration_(llm_name_, &this->config(),
                     [this](const std::string& id) { queue_.Stop(id); }) {}
 

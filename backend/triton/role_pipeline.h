@@ -9,6 +9,7 @@
 
 #include "triton/llm_registry.h"
 #include "triton/llm_service.h"
+#include "triton/metrics.h"
 #include "triton/model.h"
 #include "triton/prompt_tokenizer.h"
 #include "triton/request_reader.h"
@@ -45,6 +46,7 @@ class PipelineModel final : public Model {
   const ReaderSettings reader_;  // the part that is this model's own
   const std::unique_ptr<PromptTokenizer> tokenizer_;
   TextQueue queue_;  // its threads end before what they use goes
+  const std::unique_ptr<MetricsReporter> metrics_;
   const PipelineRegistration registration_;
 };
 

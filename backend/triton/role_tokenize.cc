@@ -113,7 +113,8 @@ TokenizeModel::TokenizeModel(ModelConfig config, const TokenizeParameters& param
       tokenizer_(std::move(tokenizer)),
       queue_(QueueOptions(
           this->config(), parameters, *tokenizer_,
-          [this](TextJob* job, std::vector<TokenizedRow> rows) { return Finish(job, rows); })) {}
+          [this](TextJob* job, std::vector<TokenizedRow> rows) { return Finish(job, rows); })),
+      metrics_(ReportTextQueue(this->config(), queue_)) {}
 
 Status TokenizeModel::Handle(std::unique_ptr<ResponseStream>* stream) {
   auto data = ReadTritonRequest((*stream)->request(), config().batched);

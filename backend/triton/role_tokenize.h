@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "triton/metrics.h"
 #include "triton/model.h"
 #include "triton/prompt_tokenizer.h"
 #include "triton/request_data.h"
@@ -37,6 +38,7 @@ class TokenizeModel final : public Model {
 
   const std::unique_ptr<PromptTokenizer> tokenizer_;
   TextQueue queue_;  // last, so that its threads end first
+  const std::unique_ptr<MetricsReporter> metrics_;
 };
 
 }  // namespace slipstream::triton

@@ -63,6 +63,13 @@ void TextQueue::Stop(const std::string& id) {
   for (auto it = begin; it != end; ++it) *it->second = true;
 }
 
+TextQueueStats TextQueue::stats() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TextQueueStats stats = stats_;
+  stats.prompts = load_.rows;
+  return stats;
+}
+
 TextQueue::Load TextQueue::LoadUpTo(int32_t priority) const {
   Load load = load_;
   for (int c = priority + 1; c < kPriorityClasses; ++c) {
@@ -95,8 +102,12 @@ Status TextQueue::Add(TextJob* job, const Room& room) {
       max_sequences =
           *more > max_sequences - before.sequences ? max_sequences : before.sequences + *more;
     }
-    if (Status s = CheckBounds(load, before); !s.ok()) return s;
+    if (Status s = CheckBounds(load, before); !s.ok()) {
+      if (s.code() == StatusCode::kUnavailable) ++stats_.rejected;
+      return s;
+    }
     displaced = Displace(load, max_sequences);
+    stats_.displaced += displaced.size();
     const Key key = {job->arrival + job->standing.priority * kClassNs, next_++};
     Entry& entry = entries_[key];
     waiting_.insert(key);
@@ -124,6 +135,10 @@ std::vector<TextJob> TextQueue::Displace(const Load& more, int64_t max_sequences
     displaced.push_back(std::move(*Take(worst)));
   }
   return displaced;
+}
+
+void TextQueue::CountFinished(FinishReason reason) {
+  ++stats_.finished[static_cast<size_t>(reason)];
 }
 
 void TextQueue::MarkBegun(Entry* entry) {
@@ -186,6 +201,7 @@ void TextQueue::ServeOne(const Key& key, const std::vector<TextRow>& rows) noexc
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     load_.Add(passed_on, -1);
+    if (!status.ok()) CountFinished(FinishReason::kError);
     if (finishing != finishing_.end()) finishing_.erase(finishing);
     if (!job.has_value()) job = Take(key);  // not even tokenized
   }
@@ -199,8 +215,10 @@ std::vector<std::pair<TextJob, Status>> TextQueue::TakeEnded(TimeNs now) {
     const TextJob& job = (it++)->second.job;
     if (now >= job.standing.deadline) {
       ended.emplace_back(std::move(*Take(key)), Status::DeadlineExceeded(kDeadlinePassed));
+      CountFinished(FinishReason::kDeadline);
     } else if (job.stream->cancelled()) {
       ended.emplace_back(std::move(*Take(key)), Status::Cancelled("the request was cancelled"));
+      CountFinished(FinishReason::kCancelled);
     }
   }
   return ended;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "executor/admission.h"
+#include "executor/event.h"
 #include "executor/status.h"
 #include "triton/prompt_tokenizer.h"
 #include "triton/request_data.h"
@@ -37,6 +38,13 @@ struct TextJob {
   int64_t bytes = 0;  // of all the request's inputs
   TimeNs arrival = 0;
   Standing standing;
+};
+
+struct TextQueueStats {
+  int64_t prompts = 0;  // that wait or are tokenized
+  uint64_t rejected = 0;
+  uint64_t displaced = 0;
+  std::array<uint64_t, 7> finished{};  // by FinishReason: requests answered in here
 };
 
 // Requests that wait to be tokenized, and the threads that see to it. Triton's queue before a model
@@ -74,6 +82,8 @@ class TextQueue final {
   // kInvalidArgument for one that not even an empty queue could hold, or what `room` says.
   Status Add(TextJob* job, const Room& room = {});
 
+  TextQueueStats stats() const;
+
   // Marks what is in here under this client id, for `finish` to see. What has left by then is where
   // `finish` put it.
   void Stop(const std::string& id);
@@ -106,6 +116,7 @@ class TextQueue final {
   std::vector<std::pair<TextJob, Status>> TakeEnded(TimeNs now);
   std::optional<TextJob> Take(const Key& key);
   void MarkBegun(Entry* entry);
+  void CountFinished(FinishReason reason);
 
   const Options options_;
   mutable std::mutex mutex_;
@@ -117,6 +128,7 @@ class TextQueue final {
   Load load_;                     // of all entries, and of what `finish` has
   std::array<Load, kPriorityClasses> waiting_load_{};
   std::multimap<std::string, std::shared_ptr<std::atomic<bool>>> finishing_;  // `finish` has them
+  TextQueueStats stats_;                                                      // all but `prompts`
   uint64_t next_ = 0;
   TimeNs watch_at_ = 0;
   bool stopping_ = false;

@@ -78,7 +78,7 @@ TEST_CASE(
   };
   std::map<std::string, std::pair<std::string, std::set<std::string>>> found;
   size_t samples = 0;
-  for (const MetricRow& row : MetricRows()) {
+  for (const MetricRow& row : LlmMetrics().rows) {
     const bool theirs = std::string(row.family).rfind("nv_trt_llm_", 0) == 0;
     CHECK(theirs == (row.log_key[0] != '\0'));
     if (!theirs) continue;
@@ -112,7 +112,7 @@ TEST_CASE("metrics: gauges, counters and histograms follow the snapshots, and go
   std::mutex mutex;
   const auto before = host::CountAliveMetrics();
   {
-    const auto reporter = MetricsReporter::Create("snapshots", 1, 1, [&] {
+    const auto reporter = MetricsReporter::Create("snapshots", 1, 1, LlmMetrics(), [&] {
       const std::lock_guard<std::mutex> lock(mutex);
       return view;
     });
@@ -185,7 +185,7 @@ TEST_CASE("metrics: of very many experts only the layers are shown") {
 TEST_CASE("metrics: a reloaded model shows its own beside the old one that drains") {
   const auto before = host::CountAliveMetrics();
   const auto reporter = [](int32_t running, uint64_t steps) {
-    return MetricsReporter::Create("reloaded", 1, 1, [=] {
+    return MetricsReporter::Create("reloaded", 1, 1, LlmMetrics(), [=] {
       MetricsView view = EmptyView();
       view.snapshot.running = running;
       view.snapshot.steps = steps;
@@ -195,7 +195,8 @@ TEST_CASE("metrics: a reloaded model shows its own beside the old one that drain
   auto old = reporter(1, 10);
   auto next = reporter(2, 20);
   CHECK(host::CountAliveMetrics().metrics ==
-        before.metrics + static_cast<int>(MetricRows().size() + HistogramRows().size()));
+        before.metrics +
+            static_cast<int>(LlmMetrics().rows.size() + LlmMetrics().histograms.size()));
   const auto running = [] { return host::Metrics("reloaded")["slipstream_running"]; };
   for (int i = 0; i < 20000 && running() != 2; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -29,6 +29,7 @@ LONG_TEXT = " ".join(["fox owl hen"] * 100)  # seconds of prefill in chunks of 1
 LONG_IDS = tokenizer()(LONG_TEXT)["input_ids"]
 DEADLINE_S = 0.25
 LATE_S = 0.1
+HUNG_S = 0.25
 PASSED = "the request's deadline (timeout) passed"
 DISPLACED = "the queue is full: this request's place went to one of a better priority class"
 
@@ -213,6 +214,7 @@ def hung_tokenizer(server: Server) -> Iterator[None]:
 def test_what_waits_for_the_tokenizer_is_bounded_and_keeps_its_deadline(overloaded: Server) -> None:
     """The ensemble as a whole takes max_queue_requests, whichever part of it is slow."""
     model = "single_ensemble"
+    before = overloaded.metrics()
     with Stream(overloaded.grpc) as stream, Stream(overloaded.grpc) as better:
         with hung_tokenizer(overloaded):
             start = time.monotonic()
@@ -226,9 +228,22 @@ def test_what_waits_for_the_tokenizer_is_bounded_and_keeps_its_deadline(overload
             )
             better.send(model, fields_of(model, 1, priority=4))
             assert stream.next().error == DISPLACED
+            wait_for(lambda: gauge(overloaded, "slipstream_tokenizing", model) == 16, 5, "shown")
+            time.sleep(HUNG_S)
         assert [stream.next().error for _ in range(15)] == [""] * 15
         assert not better.until_final()[-1].error
     wait_at_rest(overloaded, "single")
+    wait_for(lambda: gauge(overloaded, "slipstream_tokenizing", model) == 0, 5, "nothing is left")
+    after = overloaded.metrics()
+
+    def grown(family: str, **labels: str) -> float:
+        return after.value(family, **labels) - before.value(family, **labels)
+
+    assert grown("slipstream_requests_displaced_total", model=model) == 1
+    assert grown("slipstream_requests_rejected_total", model="single") == 1
+    assert grown("slipstream_requests_finished_total", model=model, reason="deadline") == 1
+    # From the arrival at the ensemble on.
+    assert grown("slipstream_time_to_first_token_seconds_sum", model="single") > 16 * HUNG_S
 
 
 @pytest.mark.parametrize("model", ["yielding", "yielding_ensemble"])
