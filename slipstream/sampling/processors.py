@@ -30,7 +30,10 @@ def process_(logits: torch.Tensor, slots: IntArray, index: IntArray, state: Samp
         places = _places(logits, rows, [detail.bias_ids for detail in details])
         values = torch.from_numpy(np.concatenate([detail.bias_values for detail in details]))
         logits.view(-1).index_add_(0, places, values.to(logits.device))
-    _mask(logits, slots, index, features, state)
+    rows, tokens = banned_tokens(slots, index, state)
+    if rows.size:
+        flat = torch.from_numpy(rows * logits.shape[-1] + tokens)
+        logits.view(-1)[flat.to(logits.device)] = float("-inf")
 
 
 def _penalize(logits: torch.Tensor, rows: IntArray, slots: IntArray, state: SamplingSlots) -> None:
@@ -56,14 +59,14 @@ def _penalize(logits: torch.Tensor, rows: IntArray, slots: IntArray, state: Samp
     flat[places] = values - torch.from_numpy(offset).to(logits.device)
 
 
-def _mask(
-    logits: torch.Tensor,
-    slots: IntArray,
-    index: IntArray,
-    features: npt.NDArray[np.uint32],
-    state: SamplingSlots,
-) -> None:
-    """Bad words and, while too few tokens were generated, end ids become impossible."""
+def banned_tokens(
+    slots: IntArray, index: IntArray, state: SamplingSlots
+) -> tuple[IntArray, IntArray]:
+    """Tokens that must not come next: bad words and, while too few were generated, end ids.
+
+    Arguments as of process_. Returns rows, and the token of each that is banned there.
+    """
+    features = state.features[slots]
     rows: list[int] = []
     banned: list[IntArray] = []
     for row in np.flatnonzero(features & Feature.BAD_WORDS):
@@ -76,8 +79,9 @@ def _mask(
         if index[row] < params.min_tokens:
             rows.append(int(row))
             banned.append(np.array(params.end_ids, np.int64))
-    if rows:
-        logits.view(-1)[_places(logits, np.array(rows), banned)] = float("-inf")
+    if not rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.repeat(rows, [tokens.size for tokens in banned]), np.concatenate(banned)
 
 
 def _places(logits: torch.Tensor, rows: IntArray, tokens: Sequence[IntArray]) -> torch.Tensor:

@@ -55,6 +55,9 @@ class Feature(IntFlag):
     LOGPROBS = 32
 
 
+# Features that only make tokens impossible.
+BANS = Feature.BAD_WORDS | Feature.MIN_TOKENS
+
 # Features that look at earlier tokens.
 TRACKING = Feature.PENALTIES | Feature.BAD_WORDS | Feature.TOP_P_DECAY
 
@@ -109,6 +112,11 @@ class BadWords:
         if len(self._tail) > 2 * self._keep + 64:
             del self._tail[: len(self._tail) - self._keep]
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether it depends on the tokens before."""
+        return bool(self._longer)
+
     def banned(self) -> list[int]:
         """The tokens that would complete a word now."""
         words = self._longer.get(self._tail[-1], []) if self._tail else []
@@ -151,6 +159,8 @@ class SamplingSlots:
         self.min_p = np.zeros(num_slots, np.float32)
         self.num_logprobs = np.full(num_slots, -1, np.int64)
         self.features = np.zeros(num_slots, np.uint32)
+        # Slots that need more than bans which are known before earlier tokens are.
+        self.elaborate = np.zeros(num_slots, np.bool_)
         self.details: list[SlotDetails | None] = [None] * num_slots
 
     def admit(self, slot: int, params: SamplingParams) -> None:
@@ -164,10 +174,14 @@ class SamplingSlots:
         features = _features(params)
         self.features[slot] = features
         needed = features & ~Feature.LOGPROBS
-        self.details[slot] = _details(params, features) if needed else None
+        details = _details(params, features) if needed else None
+        self.details[slot] = details
+        words = None if details is None else details.bad_words
+        self.elaborate[slot] = bool(features & ~BANS) or (words is not None and words.looks_back)
 
     def retire(self, slot: int) -> None:
         self.features[slot] = 0
+        self.elaborate[slot] = False
         self.details[slot] = None
 
     def detail(self, slot: int) -> SlotDetails:

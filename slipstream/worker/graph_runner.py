@@ -29,6 +29,7 @@ from slipstream.kernels.sampling import draw_rows
 from slipstream.kernels.step_tokens import expand_tokens, keep_tokens
 from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup
+from slipstream.sampling.processors import banned_tokens
 from slipstream.sampling.rng import uniform
 from slipstream.worker.engine import IntArray, LogitRows, ModelRunner, PendingStep
 from slipstream.worker.frames import StepPlan, StepResult
@@ -119,6 +120,7 @@ class GraphRunner(ModelRunner):
         )
         # Tokens, and whether the row that each came from was finite.
         self._sampled = torch.zeros((2, max_num_seqs), dtype=torch.int32, device=device)
+        self._unread = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self._arrived = torch.zeros((_DEPTH, 2, max_num_seqs), dtype=torch.int32, pin_memory=True)
         self._arrived_on_host = self._arrived.numpy()
         self._arrivals = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
@@ -182,7 +184,8 @@ class GraphRunner(ModelRunner):
             result = self._step_on_host(plan, slots, num_tokens, rows)
             result.start_ns, result.end_ns = start_ns, time.monotonic_ns()
             return PendingStep.of(result)
-        picks = self._enqueue(plan, slots, num_tokens, rows)
+        shape, picks = self._enqueue(plan, slots, num_tokens, rows)
+        self._ban(plan, slots, num_tokens, rows, shape, picks)
         result = self._result(plan, slots, rows, None, None)
         result.start_ns = start_ns
         return self._pending(result, rows, picks)
@@ -210,11 +213,12 @@ class GraphRunner(ModelRunner):
         return PendingStep(event.query, finish)
 
     def _wants_logits(self, slots: IntArray, rows: LogitRows) -> bool:
-        """Whether a row of logits is returned, or sampled in a way that no kernel knows."""
+        """Whether a row of logits is returned, or sampled in a way that waits for tokens on the
+        host or that no kernel knows."""
         sampled = slots[rows.sampled_seqs]
         return bool(
             rows.context_rows.any()
-            or self._slots.sampling.features[sampled].any()
+            or self._slots.sampling.elaborate[sampled].any()
             or self._slots.generation_logits[sampled].any()
         )
 
@@ -226,7 +230,7 @@ class GraphRunner(ModelRunner):
             shape = self._stage_mixed(plan, slots, num_tokens, rows, graphs=False)
             logits = self._logits(self._hidden(self._receive(shape)), rows)
         elif slots.size:
-            picks = self._enqueue(plan, slots, num_tokens, rows)
+            _, picks = self._enqueue(plan, slots, num_tokens, rows)
             logits = self._logits_of_samples[self._tensor(picks)].float()
         if logits is not None:
             sampled = self._sample(logits, plan, slots, num_tokens, rows)
@@ -252,21 +256,50 @@ class GraphRunner(ModelRunner):
 
     def _enqueue(
         self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
-    ) -> IntArray:
-        """Enqueues forward and sampling. Returns, for each sequence that samples, its row of
-        ``_sampled``."""
+    ) -> tuple[StepShape, IntArray]:
+        """Enqueues forward and sampling. Returns the shape and, for each sequence that samples, its
+        row of ``_logits_of_samples`` and ``_sampled``."""
         if num_tokens.max() == 1 and self._decode_sizes and slots.size <= self._decode_sizes[-1]:
             at = bisect.bisect_left(self._decode_sizes, slots.size)
             shape = self._decode_shape(self._decode_sizes[at])
             self._stage_decode(shape, plan, slots, rows)
             self._graphs[shape].replay()
-            return rows.sampled_seqs
+            return shape, rows.sampled_seqs
         shape = self._stage_mixed(plan, slots, num_tokens, rows, graphs=True)
         if shape in self._graphs:
             self._graphs[shape].replay()
         else:
             self._compute(shape)
-        return np.arange(rows.sampled_seqs.size)
+        return shape, np.arange(rows.sampled_seqs.size)
+
+    def _ban(
+        self,
+        plan: StepPlan,
+        slots: IntArray,
+        num_tokens: IntArray,
+        rows: LogitRows,
+        shape: StepShape,
+        picks: IntArray,
+    ) -> None:
+        """Samples the step that was enqueued again where it might have come to a banned token.
+
+        A graph that every step replays would have to look for such; few have any.
+        """
+        seqs = rows.sampled_seqs
+        state = self._slots.sampling
+        if not state.features[slots[seqs]].any():
+            return
+        known = plan.first_position[seqs] + num_tokens[seqs]
+        index = known - self._slots.prompt_len[slots[seqs]]
+        places, tokens = banned_tokens(slots[seqs], index, state)
+        if not places.size:
+            return
+        flat = torch.from_numpy(picks[places] * self._logits_of_samples.shape[1] + tokens)
+        flat = flat.pin_memory().to(self.device, non_blocking=True)  # see _new_blocks
+        # Finite, as a kernel takes a row that is not to be broken; whether it is was seen before.
+        lowest = torch.finfo(self._logits_of_samples.dtype).min
+        self._logits_of_samples.view(-1).index_fill_(0, flat, lowest)
+        self._choose(DeviceStep(self._staging.device_buffer, shape), self._unread[: shape.samples])
 
     def _stage_decode(
         self, shape: StepShape, plan: StepPlan, slots: IntArray, rows: LogitRows
@@ -381,10 +414,15 @@ class GraphRunner(ModelRunner):
             return
         if shape != self._decode_shape(rows):  # else every row is sampled, in order
             hidden = hidden.index_select(0, step.sample_rows)
-        logits = self._logits_of_samples[:rows]
-        self.decoder.logits_into(hidden, logits)
-        sampled = self._sampled[:, :rows]
-        tokens, finite = sampled
+        self.decoder.logits_into(hidden, self._logits_of_samples[:rows])
+        self._choose(step, self._sampled[1, :rows])
+
+    def _choose(self, step: DeviceStep, finite: torch.Tensor) -> None:
+        """Enqueues the choice of tokens from ``_logits_of_samples``. finite: what is told of rows
+        goes there."""
+        rows = step.shape.samples
+        logits, sampled = self._logits_of_samples[:rows], self._sampled[:, :rows]
+        tokens = sampled[0]
         greedy(logits, tokens, finite, self._arrivals)
         draw_rows(
             logits, step.temperature, step.top_k, step.top_p, step.min_p, step.uniform, tokens

@@ -144,7 +144,7 @@ class Staging:
         self.depth = depth
         self.turn = depth - 1
         self.received = torch.zeros(1, dtype=torch.int64, device=device)
-        self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.device_buffer = torch.zeros(size, dtype=torch.uint8, device=device)
         self._ring = torch.zeros((depth, size), dtype=torch.uint8, pin_memory=device.type != "cpu")
         host = self._ring.numpy()
         # Making the views of a step takes longer than filling them.
@@ -161,11 +161,11 @@ class Staging:
         blocks are in ``block_tables`` after it."""
         from slipstream.kernels.step_input import receive_step
 
-        step = DeviceStep(self._buffer, shape)
+        step = DeviceStep(self.device_buffer, shape)
         receive_step(
             self._ring,
             self.received,
-            self._buffer[: shape.nbytes],
+            self.device_buffer[: shape.nbytes],
             step.new_entries,
             step.new_blocks,
             block_tables,

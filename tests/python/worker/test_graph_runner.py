@@ -211,3 +211,57 @@ def test_steps_with_flashinfer_are_those_of_the_plain_runner(
     monkeypatch.undo()
     assert sum(map(len, tokens)) >= steps
     assert tokens == run_steps(path, graphs=None, seed=1, steps=steps)
+
+
+def together(runner: Any, params: list[dict[str, Any]], count: int) -> list[list[int]]:
+    """Sequences that begin in one step of chunks, and then decode side by side."""
+    driver = Driver(runner)
+    plan = driver.new_plan()
+    prompts = np.random.default_rng(7).integers(3, driver.vocab, (len(params), 5)).tolist()
+    sequences = [driver.start(plan, n, prompts[n], **one) for n, one in enumerate(params)]
+    for sequence in sequences:
+        driver.add(plan, sequence, 5)
+    for _ in range(count):
+        tokens = runner.step(plan.build()).tokens.tolist()
+        plan = driver.new_plan()
+        for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.tokens.append(token)
+            driver.add(plan, sequence, 1, from_slot=True)
+    return [sequence.tokens[5:] for sequence in sequences]
+
+
+def test_bans_that_are_known_beforehand_do_not_wait_for_the_host(
+    checkpoint, monkeypatch: pytest.MonkeyPatch, doubled
+) -> None:
+    path = checkpoint("gqa").path
+    settings = {"device": "cpu", "dtype": "float32", "tokens_per_block": 16, "max_num_seqs": 6}
+    runner = load_runner(path, **settings)
+    assert isinstance(runner, GraphRunner)
+    greedy, drawn = {}, {"temperature": 1.0, "seed": 3}
+    first = together(runner, [greedy, drawn] * 3, 6)
+    runner = load_runner(path, **settings)
+    # What each came to becomes impossible, for a while or for good.
+    params = [
+        greedy,
+        drawn | {"min_tokens": 4, "end_ids": first[1]},
+        {"min_tokens": 3, "end_ids": first[2]},
+        drawn | {"bad_words": [[token] for token in first[3]]},
+        {"bad_words": [[token] for token in first[4][:3]], "min_tokens": 2, "end_ids": first[4]},
+        drawn,
+    ]
+
+    def refuse(self: GraphRunner, plan: Any, *_: Any) -> None:
+        raise AssertionError("a step waited for the host")
+
+    Graph.replays = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphRunner, "_step_on_host", refuse)
+        tokens = together(runner, params, 6)
+    assert Graph.replays >= 5
+    monkeypatch.undo()
+    plain = load_runner(path, **settings, cuda_graphs=False)
+    assert not isinstance(plain, GraphRunner)
+    assert tokens == together(plain, params, 6)
+    assert (tokens[0], tokens[5]) == (first[0], first[5])
+    for row, until in ((1, 4), (2, 3), (3, 6), (4, 2)):
+        assert not set(tokens[row][:until]) & set(first[row])
