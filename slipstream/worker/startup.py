@@ -33,6 +33,7 @@ from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.engine import ModelRunner
 from slipstream.worker.kv_precision import KvPrecision, choose_kv_precision
 from slipstream.worker.memory import activation_bytes, default_threads, kv_pool_blocks
+from slipstream.worker.warm_up import warm_up
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -75,8 +76,10 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     if precision.note:
         progress(0.8, precision.note)
     runner = make_runner(
-        config, decoder, lambda done, what: progress(0.8 + 0.15 * done, what), precision
+        config, decoder, lambda done, what: progress(0.8 + 0.12 * done, what), precision
     )
+    progress(0.92, "making a first step")
+    warm_up(runner, config.max_num_tokens)
     table = b""
     if config.token_table:
         progress(0.95, "reading the tokenizer")

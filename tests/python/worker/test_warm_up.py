@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The first steps of a worker: made before it is ready, with nothing left behind."""
+
+from __future__ import annotations
+
+import pytest
+from family_cases import CASES
+from worker_testing import Driver, config, load_runner
+
+from slipstream.worker.startup import load_model
+from slipstream.worker.warm_up import warm_up
+
+PROMPT = [5, 9, 3, 7, 11, 4, 8]
+
+
+@pytest.mark.parametrize(
+    "shows",
+    [
+        "rope as trained, tied",
+        "window on upper layers, yarn",
+        "sinks, window on every other layer, yarn not truncated, clamped experts with biases",
+        "latent attention, best two of four groups, yarn with mscale",
+        "chunked attention with rope and QK norm, NoPE with temperature on every fourth layer",
+    ],
+)
+def test_nothing_is_left_behind(tmp_path, shows: str) -> None:
+    [case] = [case for case in CASES if case.shows == shows]
+    case.make_model().save_pretrained(tmp_path)
+    expected, _ = Driver(load_runner(tmp_path)).generate(PROMPT, 6)
+    runner = load_runner(tmp_path)
+    warm_up(runner, 4096)
+    assert not runner._slots.admitted.any()
+    assert not runner._slots.sampling.features.any()
+    assert Driver(runner).generate(PROMPT, 6)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompts"),
+    [
+        ({}, [32, 32, 32]),
+        ({"max_num_tokens": 5}, [5, 5, 5]),
+        ({"max_num_tokens": 1, "max_num_seqs": 1}, [1, 1, 1]),
+        ({"max_seq_len": 16}, [14, 14, 14]),
+        ({"max_seq_len": 16, "kv_cache_tokens": 8}, [6, 6, 6]),
+        ({"max_seq_len": 2, "kv_cache_tokens": 4}, []),
+    ],
+)
+def test_steps_keep_within_the_limits(
+    checkpoint, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], prompts: list[int]
+) -> None:
+    runner = load_runner(checkpoint("gqa").path, **settings)
+    sizes: list[int] = []
+    launch = runner.launch
+    monkeypatch.setattr(
+        runner, "launch", lambda plan: (sizes.append(plan.token_ids.size), launch(plan))[1]
+    )
+    warm_up(runner, settings.get("max_num_tokens", 4096))
+    assert sizes == [size for prompt in prompts for size in (prompt, 1, 1, 0)]
+
+
+def test_a_model_that_cannot_make_a_step_is_not_loaded(
+    checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr("slipstream.models.decoder.Decoder.logits", fail)
+    with pytest.raises(RuntimeError, match="no kernel for this"):
+        load_model(config(checkpoint("gqa").path), lambda done, what: None)
