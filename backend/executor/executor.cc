@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cerrno>
 #include <functional>
 #include <limits>
@@ -255,6 +256,7 @@ void Executor::Run() {
     }
     PublishMetrics();
     PublishEvents();
+    assert(!engine_->idle() || engine_->CheckIntegrity().empty());
     if (ShouldExit(now)) break;
     WaitForWork();
   }
