@@ -30,6 +30,11 @@ class LayerInputs:
     temperature: torch.Tensor | None
 
 
+def select_rows(x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """The rows ``kept`` of x; all of them if that is None."""
+    return x if kept is None else x.index_select(0, kept)
+
+
 class GroupedQueryAttention(nn.Module):
     """Heads of queries that share heads of keys and values, one fused projection."""
 
@@ -51,11 +56,14 @@ class GroupedQueryAttention(nn.Module):
             self.k_norm = _qk_norm(attention.qk_norm, kv_heads, dim, dtype)
         self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype)) if attention.sinks else None
 
-    def forward(self, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
-        """hidden: ``[tokens, hidden_size]``, normalised. Returns the same shape."""
+    def forward(
+        self, hidden: torch.Tensor, inputs: LayerInputs, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """hidden: ``[tokens, hidden_size]``, normalised. Returns the same shape, or the rows
+        ``kept`` of it."""
         qkv = self.qkv(hidden).view(-1, *self._shape)
         attended = inputs.plan.run(self._index, qkv, self.sinks, self._preparation(inputs))
-        out: torch.Tensor = self.output(attended)
+        out: torch.Tensor = self.output(select_rows(attended, kept))
         return out
 
     def _preparation(self, inputs: LayerInputs) -> Preparation:

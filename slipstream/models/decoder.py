@@ -15,7 +15,7 @@ from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.norm import Norm, add_scaled_
 from slipstream.layers.rotary import RopeSpec, RotaryEmbedding
 from slipstream.layers.rows import RowKernels, log1p_
-from slipstream.models.attention import GroupedQueryAttention, LayerInputs
+from slipstream.models.attention import GroupedQueryAttention, LayerInputs, select_rows
 from slipstream.models.latent_attention import LatentAttention
 from slipstream.models.spec import ArchSpec, TemperatureSpec
 
@@ -64,17 +64,24 @@ class DecoderLayer(nn.Module):
         self.mlp_post_norm = norm(block.post_norm)
 
     def forward(
-        self, hidden: torch.Tensor, branch: torch.Tensor | None, inputs: LayerInputs
-    ) -> torch.Tensor:
+        self,
+        hidden: torch.Tensor,
+        branch: torch.Tensor | None,
+        inputs: LayerInputs,
+        kept: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden: the residual ``[tokens, hidden_size]``, updated in place; branch: what has yet to
-        join it, None at first. Returns this layer's own last branch: joining it is left to the
-        norm that comes next, which reads the residual anyway."""
+        join it, None at first. Returns the residual and this layer's own last branch, of the rows
+        ``kept`` alone unless that is None: joining them is left to the norm that comes next, which
+        reads the residual anyway."""
         normed = self._join(self.attention_norm, hidden, branch)
-        attended: torch.Tensor = self.attention_post_norm(self.attention(normed, inputs))
+        attended: torch.Tensor = self.attention_post_norm(self.attention(normed, inputs, kept))
+        hidden = select_rows(hidden, kept)
         if self._parallel:
-            return attended.add_(self.mlp(normed if self._shared_norm else self.mlp_norm(hidden)))
+            given = select_rows(normed, kept) if self._shared_norm else self.mlp_norm(hidden)
+            return hidden, attended.add_(self.mlp(given))
         fed: torch.Tensor = self.mlp(self._join(self.mlp_norm, hidden, attended))
-        return self.mlp_post_norm(fed)
+        return hidden, self.mlp_post_norm(fed)
 
     def _join(
         self, norm: nn.Module, hidden: torch.Tensor, branch: torch.Tensor | None
@@ -132,9 +139,13 @@ class Decoder(nn.Module):
         return ExpertLoad(blocks, self.device) if blocks else None
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionPlan
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionPlan,
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """token_ids, positions: ``[tokens]``. Returns ``[tokens, hidden_size]``, not normalised."""
+        """See ServedModel. What it returns is not normalised."""
         hidden: torch.Tensor = self.embedding(token_ids)
         if self._embedding_scale != 1.0:
             hidden *= self._embedding_scale
@@ -142,8 +153,13 @@ class Decoder(nn.Module):
             hidden += self.position_embedding(positions)
         inputs = self.positions.inputs(positions, attention)
         branch: torch.Tensor | None = None
-        for layer, index in zip(self.layers, self.positions.by_layer, strict=True):
-            branch = layer(hidden, branch, inputs[index])
+        last = len(self.layers) - 1
+        for number, (layer, index) in enumerate(
+            zip(self.layers, self.positions.by_layer, strict=True)
+        ):
+            # Of the others, a last layer has to leave no more than keys and values.
+            rows = kept if number == last else None
+            hidden, branch = layer(hidden, branch, inputs[index], rows)
         assert branch is not None
         apart = self.rows is not None
         add_scaled_(hidden, branch, self.spec.block.residual_scale, apart=apart)

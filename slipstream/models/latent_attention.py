@@ -12,7 +12,7 @@ from slipstream.layers.linear import PlainLinear
 from slipstream.layers.norm import Norm
 from slipstream.layers.rotary import rotate_
 from slipstream.layers.rows import RowKernels
-from slipstream.models.attention import LayerInputs
+from slipstream.models.attention import LayerInputs, select_rows
 from slipstream.models.spec import ArchSpec
 
 
@@ -56,8 +56,11 @@ class LatentAttention(nn.Module):
         self.output = linear(heads * mla.value_dim, spec.hidden_size, attention.output_bias)
         self._fold: torch.Tensor | None = None
 
-    def forward(self, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
-        """hidden: ``[tokens, hidden_size]``, normalised. Returns the same shape."""
+    def forward(
+        self, hidden: torch.Tensor, inputs: LayerInputs, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """hidden: ``[tokens, hidden_size]``, normalised. Returns the same shape, or the rows
+        ``kept`` of it."""
         mla = self._spec
         queries = self.q_b(hidden if mla.q_lora_rank is None else self.q_a_norm(self.q_a(hidden)))
         queries = queries.unflatten(-1, (self._heads, -1))
@@ -72,7 +75,8 @@ class LatentAttention(nn.Module):
         assert inputs.rope is not None
         rotate_(position, inputs.rope, self._rope_style)
 
-        attended = inputs.plan.run(self._index, folded).view(-1, self._heads, mla.kv_lora_rank)
+        attended = select_rows(inputs.plan.run(self._index, folded), kept)
+        attended = attended.view(-1, self._heads, mla.kv_lora_rank)
         out: torch.Tensor = self.output(self._unfolded(attended).flatten(1))
         return out
 

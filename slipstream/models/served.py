@@ -58,9 +58,14 @@ class ServedModel(Protocol):
     def weight_bytes(self) -> int: ...
 
     def __call__(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionPlan
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionPlan,
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """token_ids, positions: ``[tokens]``. Returns ``[tokens, hidden_size]``."""
+        """token_ids, positions: ``[tokens]``; kept: the rows that are wanted, None: all.
+        Returns ``[tokens, hidden_size]`` or as many rows as are kept, in their order."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

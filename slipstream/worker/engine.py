@@ -148,7 +148,7 @@ class ModelRunner:
         rows = LogitRows.of(num_tokens, plan.flags)
         logits, sampled = None, None
         if slots.size:
-            hidden = self._forward(plan, slots, num_tokens)
+            hidden = self._forward(plan, slots, num_tokens, rows)
             if rows.hidden_rows.size:
                 logits = self._logits(hidden, rows)
                 sampled = self._sample(logits, plan, slots, num_tokens, rows)
@@ -164,7 +164,10 @@ class ModelRunner:
             cache.copy_block(int(copy["src"]), int(copy["dst"]), int(copy["num_tokens"]))
         return slots
 
-    def _forward(self, plan: StepPlan, slots: IntArray, num_tokens: IntArray) -> torch.Tensor:
+    def _forward(
+        self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
+    ) -> torch.Tensor:
+        """The hidden states of ``rows.hidden_rows``; of any row if there are none."""
         first = plan.first_position.astype(np.int64)
         sequence = np.repeat(np.arange(slots.size), num_tokens)
         shift = first - np.cumsum(num_tokens) + num_tokens
@@ -173,7 +176,9 @@ class ModelRunner:
         tables = self._slots.block_tables[:, slots, :used]
         attention = self._attention.plan(BatchLayout(num_tokens, first, tables))
         token_ids = self._token_ids(plan, slots, sequence)
-        return self.decoder(token_ids, self._tensor(positions), attention)
+        needed = rows.hidden_rows if rows.hidden_rows.size else np.zeros(1, np.int64)
+        kept = self._tensor(needed) if needed.size < positions.size else None
+        return self.decoder(token_ids, self._tensor(positions), attention, kept)
 
     def _token_ids(self, plan: StepPlan, slots: IntArray, sequence: IntArray) -> torch.Tensor:
         token_ids = self._tensor(plan.token_ids.astype(np.int64))

@@ -51,9 +51,13 @@ class FallbackDecoder:
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
     def __call__(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionPlan
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionPlan,
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """token_ids, positions: ``[tokens]``. Returns ``[tokens, hidden_size]``."""
+        """See ServedModel; computes all rows."""
 
         def now(value: Any) -> Any:
             if value is self._probe.token_ids:
@@ -68,7 +72,7 @@ class FallbackDecoder:
             )
         assert layers.done, "the model skipped layers"
         hidden: torch.Tensor = output[0][0]
-        return hidden
+        return hidden if kept is None else hidden.index_select(0, kept)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Rows of hidden states ``[rows, hidden_size]`` to float32 ``[rows, vocab]``."""

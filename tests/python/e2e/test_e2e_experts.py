@@ -22,14 +22,15 @@ def tokens_of(metrics: Metrics, layer: int) -> list[float]:
     ]
 
 
-def wait_for_computed(server: Server, positions: int) -> list[list[float]]:
-    """Waits until every layer has computed so many; its tokens by expert."""
+def wait_for_computed(server: Server, positions: int, sampled: int) -> list[list[float]]:
+    """Waits until every layer has computed so many positions, the last one only those that are
+    sampled from; its tokens by expert."""
 
     def computed() -> list[list[float]]:
         metrics = server.metrics()
         return [tokens_of(metrics, layer) for layer in range(LAYERS)]
 
-    wanted = [CHOSEN * positions] * LAYERS
+    wanted = [CHOSEN * positions] * (LAYERS - 1) + [CHOSEN * sampled]
     wait_for(lambda: [sum(row) for row in computed()] == wanted, 5, f"{positions} positions")
     return computed()
 
@@ -45,7 +46,7 @@ def test_tokens_of_experts_over_a_death_of_the_worker(servers: ServerPool) -> No
         assert [tokens_of(metrics, layer) for layer in range(LAYERS)] == [[0] * EXPERTS] * LAYERS
         assert len(metrics.label_sets("slipstream_moe_expert_tokens_total", "llm")) == 48
         first = joined_ids(ask(server.grpc, "llm", fields))
-        before = wait_for_computed(server, positions)
+        before = wait_for_computed(server, positions, COUNT)
         metrics = server.metrics()
         for layer, row in enumerate(before):
             uneven = metrics.value("slipstream_moe_expert_imbalance", model="llm", layer=str(layer))
@@ -59,10 +60,10 @@ def test_tokens_of_experts_over_a_death_of_the_worker(servers: ServerPool) -> No
             "the death is seen",
         )
         # The new worker's first step is a trial of one token.
-        trial = wait_for_computed(server, positions + 1)
+        trial = wait_for_computed(server, positions + 1, COUNT + 1)
         # Nothing is cached in it: the same tokens, computed by the same experts.
         assert joined_ids(ask(server.grpc, "llm", fields)) == first
-        after = wait_for_computed(server, 2 * positions + 1)
+        after = wait_for_computed(server, 2 * positions + 1, 2 * COUNT + 1)
         assert after == [
             [tried + tokens for tried, tokens in zip(*rows, strict=True)]
             for rows in zip(trial, before, strict=True)
