@@ -88,6 +88,10 @@ class PagedFlashInfer(PagedTriton):
             most = min(max_tokens, self._max_chunks)
             self.fa3.plan(chunks, max_tokens, most, self.table_width, self.per_block, turn)
 
+    def leaves_whole(self, decodes: int) -> bool:
+        """See PagedTriton: ``xqa`` cuts up what is long."""
+        return False
+
     def plan(self, batch: DeviceBatch) -> PagedTritonPlan:
         """Rows of a batch without tiles are its sequences, in order, and then padding."""
         assert batch.block_tables.shape[2] == self.table_width

@@ -94,6 +94,11 @@ class PagedTriton:
     def plan(self, batch: DeviceBatch) -> PagedTritonPlan:
         return PagedTritonPlan(self, batch, self.splits(batch))
 
+    def leaves_whole(self, decodes: int) -> bool:
+        """Whether a batch of so many single tokens and nothing else reads each sequence in one
+        part, however long it is: among many, most are short."""
+        return self._splits[decodes] == 1
+
     def splits(self, batch: DeviceBatch) -> int:
         """Parts that sequences of one token are cut into."""
         splits = self._splits[batch.decode_rows.shape[0]]

@@ -6,7 +6,7 @@ Block tables and the last token of every slot live on the GPU. A step is a repla
 the same kernels one by one, where none was captured for its shape), whose first kernel reads the
 step's small arrays in the host's memory and whose last one writes the tokens there; the next step
 can be enqueued before they have arrived. What needs tokens on the host first, such as penalties, is
-sampled there and then, and waits.
+sampled there and then, and waits; what else there is in such a step is not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,30 +30,20 @@ from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup
 from slipstream.sampling.processors import banned_tokens
 from slipstream.sampling.rng import uniform
+from slipstream.sampling.sampler import Logprobs, Sampled, sample
 from slipstream.worker.engine import IntArray, LogitRows, ModelRunner, PendingStep
 from slipstream.worker.frames import StepPlan, StepResult
+from slipstream.worker.graph_shapes import MIXED_TOKENS, Tiles, fitting, graph_sizes
 from slipstream.worker.slots import PlanError
 from slipstream.worker.staging import DeviceStep, HostStep, Staging, StepShape
 
 Progress = Callable[[float, str], None]
 
 _DEPTH = 4  # steps whose buffers are kept apart; at most two are in flight
-# What exceeds a round number of tokens by a few, such as prompts and the sequences that decode
-# beside them, must not be computed as the next one: a thousand tokens take as long as five steps.
-_ROUND_TOKENS = (*range(1024, 4096, 512), *range(4096, 8193, 1024))
-_MIXED_TOKENS = (
-    *(64, 96, 128, 192, 256, 384, 512, 640, 768),
-    *(tokens + more for tokens in _ROUND_TOKENS for more in (0, 64)),
-)
 _MORE_TILES = 64  # of a mixed graph, beyond what its tokens fill: as many prompts may end midway
 _NO_CHUNKS = Chunks(*np.zeros((4, 0), np.int64))
+_LONG = 16384  # positions whose keys one program of a kernel takes too long to read
 _FEW_SAMPLES = 32  # in mixed graphs: rows of logits cost as much as tokens
-
-
-def graph_sizes(largest: int) -> list[int]:
-    """Batch sizes to capture, ascending: every one up to 64, then in steps that waste little."""
-    sizes = [*range(1, 65), *range(72, 257, 8), *range(272, 513, 16)]
-    return [size for size in sizes if size < largest] + [min(largest, 512)]
 
 
 class GraphRunner(ModelRunner):
@@ -119,7 +108,8 @@ class GraphRunner(ModelRunner):
             (max_num_seqs, spec.vocab_size), dtype=decoder.logits_dtype, device=device
         )
         # Tokens, and whether the row that each came from was finite.
-        self._sampled = torch.zeros((2, max_num_seqs), dtype=torch.int32, device=device)
+        aligned = -(-max_num_seqs // 4) * 4  # else kernels are compiled anew for the second row
+        self._sampled = torch.zeros((2, aligned), dtype=torch.int32, device=device)
         self._unread = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self._arrived = torch.zeros((_DEPTH, 2, max_num_seqs), dtype=torch.int32, pin_memory=True)
         self._arrived_on_host = self._arrived.numpy()
@@ -155,12 +145,12 @@ class GraphRunner(ModelRunner):
         return [
             StepShape(
                 tokens,
-                min(tokens, self._max_num_seqs),
+                samples,  # what decodes samples; and room for rows costs as if they were there
                 -(-tokens // self._kernels.tile_tokens) + _MORE_TILES,
                 samples,
                 self._room_for_blocks(tokens),
             )
-            for tokens in _MIXED_TOKENS
+            for tokens in MIXED_TOKENS
             if tokens <= self._max_num_tokens
             for samples in sorted({few, min(tokens, self._max_num_seqs)})
         ]
@@ -228,13 +218,50 @@ class GraphRunner(ModelRunner):
         logits, sampled = None, None
         if rows.context_rows.any():
             shape = self._stage_mixed(plan, slots, num_tokens, rows, graphs=False)
-            logits = self._logits(self._hidden(self._receive(shape)), rows)
+            logits = self._logits(self._hidden(self._receive(shape), None), rows)
         elif slots.size:
-            _, picks = self._enqueue(plan, slots, num_tokens, rows)
-            logits = self._logits_of_samples[self._tensor(picks)].float()
+            shape, picks = self._enqueue(plan, slots, num_tokens, rows)
+            if self._slots.generation_logits[slots[rows.sampled_seqs]].any():
+                logits = self._logits_of_samples[self._tensor(picks)].float()
+            else:
+                self._ban(plan, slots, num_tokens, rows, shape, picks)
+                sampled = self._sample_elaborate(plan, slots, num_tokens, rows, picks)
         if logits is not None:
             sampled = self._sample(logits, plan, slots, num_tokens, rows)
         return self._result(plan, slots, rows, logits, sampled)
+
+    def _sample_elaborate(
+        self,
+        plan: StepPlan,
+        slots: IntArray,
+        num_tokens: IntArray,
+        rows: LogitRows,
+        picks: IntArray,
+    ) -> Sampled:
+        """What the device has sampled, but for the rows that need more."""
+        chosen = slots[rows.sampled_seqs]
+        which = np.flatnonzero(self._slots.sampling.elaborate[chosen])
+        logits = self._logits_of_samples[self._tensor(picks[which])].float()
+        index = self._generated(plan, slots, num_tokens, rows)[which]
+        part = sample(logits, chosen[which], index, self._slots.sampling)
+        self._slots.last_token[self._tensor(chosen[which])] = part.tokens
+        tokens, finite = self._sampled[:, self._tensor(picks)]
+        tokens[self._tensor(which)] = part.tokens.int()
+        known = finite.cpu().numpy() != 0
+        known[which] = part.finite
+        width = np.zeros(chosen.size, np.uint32)
+        width[which] = part.logprobs.width
+        logprobs = Logprobs(width, part.logprobs.ids, part.logprobs.values)
+        return Sampled(tokens, known, logprobs)
+
+    def _generated(
+        self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
+    ) -> IntArray:
+        """How many tokens each sequence that samples has generated before."""
+        seqs = rows.sampled_seqs
+        known = plan.first_position[seqs] + num_tokens[seqs]
+        generated: IntArray = known - self._slots.prompt_len[slots[seqs]]
+        return generated
 
     def _new_blocks(self, host: HostStep) -> None:
         """Tells the device what the plan has added to block tables."""
@@ -259,9 +286,8 @@ class GraphRunner(ModelRunner):
     ) -> tuple[StepShape, IntArray]:
         """Enqueues forward and sampling. Returns the shape and, for each sequence that samples, its
         row of ``_logits_of_samples`` and ``_sampled``."""
-        if num_tokens.max() == 1 and self._decode_sizes and slots.size <= self._decode_sizes[-1]:
-            at = bisect.bisect_left(self._decode_sizes, slots.size)
-            shape = self._decode_shape(self._decode_sizes[at])
+        shape = self._decodes(plan, slots, num_tokens)
+        if shape is not None:
             self._stage_decode(shape, plan, slots, rows)
             self._graphs[shape].replay()
             return shape, rows.sampled_seqs
@@ -285,21 +311,32 @@ class GraphRunner(ModelRunner):
 
         A graph that every step replays would have to look for such; few have any.
         """
-        seqs = rows.sampled_seqs
         state = self._slots.sampling
-        if not state.features[slots[seqs]].any():
+        chosen = slots[rows.sampled_seqs]
+        # Elaborate rows are the host's, log probabilities of what the model says included.
+        which = np.flatnonzero((state.features[chosen] != 0) & ~state.elaborate[chosen])
+        if not which.size:
             return
-        known = plan.first_position[seqs] + num_tokens[seqs]
-        index = known - self._slots.prompt_len[slots[seqs]]
-        places, tokens = banned_tokens(slots[seqs], index, state)
+        index = self._generated(plan, slots, num_tokens, rows)[which]
+        places, tokens = banned_tokens(chosen[which], index, state)
         if not places.size:
             return
-        flat = torch.from_numpy(picks[places] * self._logits_of_samples.shape[1] + tokens)
+        flat = torch.from_numpy(picks[which[places]] * self._logits_of_samples.shape[1] + tokens)
         flat = flat.pin_memory().to(self.device, non_blocking=True)  # see _new_blocks
         # Finite, as a kernel takes a row that is not to be broken; whether it is was seen before.
         lowest = torch.finfo(self._logits_of_samples.dtype).min
         self._logits_of_samples.view(-1).index_fill_(0, flat, lowest)
         self._choose(DeviceStep(self._staging.device_buffer, shape), self._unread[: shape.samples])
+
+    def _decodes(self, plan: StepPlan, slots: IntArray, num_tokens: IntArray) -> StepShape | None:
+        """The graph of a step of single tokens; None: not one of those."""
+        if num_tokens.max() > 1 or not self._decode_sizes or slots.size > self._decode_sizes[-1]:
+            return None
+        size = self._decode_sizes[bisect.bisect_left(self._decode_sizes, slots.size)]
+        # A mixed step cuts long sequences up even where there are many others.
+        if plan.first_position.max() >= _LONG and self._kernels.leaves_whole(size):
+            return None
+        return self._decode_shape(size)
 
     def _stage_decode(
         self, shape: StepShape, plan: StepPlan, slots: IntArray, rows: LogitRows
@@ -376,7 +413,7 @@ class GraphRunner(ModelRunner):
             index = known[seqs] - self._slots.prompt_len[chosen]
             host.uniform[places] = uniform(state.seed[chosen], index)
 
-    def _hidden(self, step: DeviceStep) -> torch.Tensor:
+    def _hidden(self, step: DeviceStep, kept: torch.Tensor | None) -> torch.Tensor:
         tokens = step.shape.tokens
         groups = self._tables.shape[0]
         write_slots = self._write_slots[: groups * tokens].view(groups, tokens)
@@ -399,7 +436,7 @@ class GraphRunner(ModelRunner):
             tile_sizes=step.tile_sizes,
             tile_slots=step.tile_slots,
         )
-        return self.decoder(step.token_ids, step.positions, self._kernels.plan(batch))
+        return self.decoder(step.token_ids, step.positions, self._kernels.plan(batch), kept)
 
     def _receive(self, shape: StepShape) -> DeviceStep:
         return self._staging.receive(shape, self._tables)
@@ -408,12 +445,11 @@ class GraphRunner(ModelRunner):
         """Forward and sampling of the step that was staged, enqueued; leaves tokens in the slots
         and in ``_arrived``."""
         step = self._receive(shape)
-        hidden = self._hidden(step)
         rows = shape.samples
+        every = not rows or shape == self._decode_shape(rows)  # the latter in their order
+        hidden = self._hidden(step, None if every else step.sample_rows)
         if not rows:
             return
-        if shape != self._decode_shape(rows):  # else every row is sampled, in order
-            hidden = hidden.index_select(0, step.sample_rows)
         self.decoder.logits_into(hidden, self._logits_of_samples[:rows])
         self._choose(step, self._sampled[1, :rows])
 
@@ -435,37 +471,6 @@ class GraphRunner(ModelRunner):
             self._staging.received,
             self._arrived,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Chunks cut into tiles, those that see most first: they take longest."""
-
-    seqs: IntArray  # the sequence of each
-    rows: IntArray  # its first row of the batch
-    sizes: IntArray
-
-    @classmethod
-    def of(cls, plan: StepPlan, num_tokens: IntArray, starts: IntArray, size: int) -> Tiles:
-        """Cuts the sequences of more than one token; ``size`` is the most of a tile."""
-        counts = np.where(num_tokens > 1, -(-num_tokens // size), 0)
-        seqs = np.repeat(np.arange(counts.size), counts)
-        done = (np.arange(seqs.size) - np.repeat(np.cumsum(counts) - counts, counts)) * size
-        sizes = np.minimum(num_tokens[seqs] - done, size)
-        order = np.argsort(-(plan.first_position[seqs].astype(np.int64) + done), kind="stable")
-        return cls(seqs[order], (starts[seqs] + done)[order], sizes[order])
-
-
-def fitting(shapes: Sequence[StepShape], exact: StepShape) -> StepShape:
-    """The first of ``shapes``, ascending by tokens, that holds a step without much more padding
-    than work; else the step's own shape."""
-    at = bisect.bisect_left(shapes, exact.tokens, key=lambda shape: shape.tokens)
-    for shape in shapes[at:]:
-        if shape.tokens > max(_MIXED_TOKENS[0], 2 * exact.tokens):
-            break
-        if exact.fits(shape):
-            return shape
-    return exact
 
 
 def _clear(host: HostStep, padding_slot: int) -> None:

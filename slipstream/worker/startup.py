@@ -55,6 +55,8 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     progress(0.0, "reading the checkpoint")
     device = choose_device(config.device)
     refuse_device(config, device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # kernels and graphs are launched on the current one
     dummy = config.load_format == "dummy"
     path = resolve_checkpoint(
         config.model, config.revision, weights=not dummy, code=config.trust_remote_code
@@ -79,7 +81,11 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
         config, decoder, lambda done, what: progress(0.8 + 0.12 * done, what), precision
     )
     progress(0.92, "making a first step")
-    warm_up(runner, config.max_num_tokens)
+    try:
+        warm_up(runner, config.max_num_tokens)
+    except torch.OutOfMemoryError as error:
+        cache = sum(cache.pool.nbytes for cache in runner.caches)
+        raise ConfigError(_memory_message(decoder, cache, "activations")) from error
     table = b""
     if config.token_table:
         progress(0.95, "reading the tokenizer")
@@ -137,7 +143,14 @@ def make_runner(
     masks = [group.mask for group in groups]
     reserved = 0
     if decoder.device.type == "cuda":
-        reserved = activation_bytes(decoder, config.max_num_tokens, config.max_num_seqs)
+        try:
+            reserved = activation_bytes(decoder, config.max_num_tokens, config.max_num_seqs)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                _memory_message(
+                    decoder, 0, f"the activations of max_num_tokens = {config.max_num_tokens},"
+                )
+            ) from error
     pools = kv_pool_blocks(config, serving, masks, shapes, decoder.device, reserved)
     try:
         caches = [
@@ -158,7 +171,8 @@ def make_runner(
             config, decoder, groups, caches, precision.scales, max_seq_len, kernels, progress
         )
     except torch.OutOfMemoryError as error:
-        raise ConfigError(_memory_message(decoder, shapes, pools, reserved)) from error
+        cache = sum(s.bytes_per_block * blocks for s, blocks in zip(shapes, pools, strict=True))
+        raise ConfigError(_memory_message(decoder, cache, f"{reserved} of activations")) from error
 
 
 def cpu_threads(config: WorkerConfig, decoder: ServedModel) -> int:
@@ -219,15 +233,13 @@ def _gpu_runner(
     return runner
 
 
-def _memory_message(
-    decoder: ServedModel, shapes: Sequence[KvShape], pools: Sequence[int], reserved: int
-) -> str:
+def _memory_message(decoder: ServedModel, cache: int, rest: str) -> str:
+    """cache: bytes; rest: what was to lie beside it and the weights."""
     free, total = torch.cuda.mem_get_info(decoder.device)
-    cache = sum(s.bytes_per_block * blocks for s, blocks in zip(shapes, pools, strict=True))
     return (
         f"out of memory on {decoder.device}: weights {decoder.weight_bytes} + KV cache {cache} + "
-        f"activations {reserved} bytes of {total}, of which {free} are free now; lower "
-        "kv_cache_fraction, kv_cache_bytes or kv_cache_tokens, or max_num_tokens"
+        f"{rest}, of {total} bytes, of which {free} are free now; lower kv_cache_fraction, "
+        "kv_cache_bytes or kv_cache_tokens, max_num_tokens or max_num_seqs"
     )
 
 

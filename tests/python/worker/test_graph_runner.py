@@ -20,11 +20,12 @@ import torch
 from family_cases import CASES
 from flashinfer_doubles import TorchFa3, TorchXqa
 from triton_interpreter import mend_interpreter
-from worker_testing import Driver, load_runner
+from worker_testing import Driver, load_runner, logprobs_of
 
 pytest.importorskip("triton")
 
 
+from slipstream.worker.frames import StepResult
 from slipstream.worker.graph_runner import GraphRunner
 
 pytestmark = pytest.mark.skipif(
@@ -84,7 +85,8 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(GraphRunner, "_compute", captured)
     monkeypatch.setattr("slipstream.worker.graph_runner.graph_sizes", lambda most: [2, most])
-    monkeypatch.setattr("slipstream.worker.graph_runner._MIXED_TOKENS", (16, 40))
+    for module in ("graph_runner", "graph_shapes"):
+        monkeypatch.setattr(f"slipstream.worker.{module}.MIXED_TOKENS", (16, 40))
     monkeypatch.setattr("slipstream.worker.graph_runner._MORE_TILES", 4)
     monkeypatch.setattr("slipstream.worker.graph_runner._FEW_SAMPLES", 2)
     monkeypatch.setattr("slipstream.worker.tuning.choose_kernels", lambda model: None)
@@ -213,21 +215,25 @@ def test_steps_with_flashinfer_are_those_of_the_plain_runner(
     assert tokens == run_steps(path, graphs=None, seed=1, steps=steps)
 
 
-def together(runner: Any, params: list[dict[str, Any]], count: int) -> list[list[int]]:
-    """Sequences that begin in one step of chunks, and then decode side by side."""
+def together(
+    runner: Any, params: list[dict[str, Any]], count: int
+) -> tuple[list[list[int]], list[StepResult]]:
+    """Sequences that begin in one step of chunks, and then decode side by side: the tokens of each
+    and all results."""
     driver = Driver(runner)
     plan = driver.new_plan()
     prompts = np.random.default_rng(7).integers(3, driver.vocab, (len(params), 5)).tolist()
     sequences = [driver.start(plan, n, prompts[n], **one) for n, one in enumerate(params)]
     for sequence in sequences:
         driver.add(plan, sequence, 5)
+    results = []
     for _ in range(count):
-        tokens = runner.step(plan.build()).tokens.tolist()
+        results.append(runner.step(plan.build()))
         plan = driver.new_plan()
-        for sequence, token in zip(sequences, tokens, strict=True):
+        for sequence, token in zip(sequences, results[-1].tokens.tolist(), strict=True):
             sequence.tokens.append(token)
             driver.add(plan, sequence, 1, from_slot=True)
-    return [sequence.tokens[5:] for sequence in sequences]
+    return [sequence.tokens[5:] for sequence in sequences], results
 
 
 def test_bans_that_are_known_beforehand_do_not_wait_for_the_host(
@@ -238,7 +244,7 @@ def test_bans_that_are_known_beforehand_do_not_wait_for_the_host(
     runner = load_runner(path, **settings)
     assert isinstance(runner, GraphRunner)
     greedy, drawn = {}, {"temperature": 1.0, "seed": 3}
-    first = together(runner, [greedy, drawn] * 3, 6)
+    first, _ = together(runner, [greedy, drawn] * 3, 6)
     runner = load_runner(path, **settings)
     # What each came to becomes impossible, for a while or for good.
     params = [
@@ -256,12 +262,41 @@ def test_bans_that_are_known_beforehand_do_not_wait_for_the_host(
     Graph.replays = 0
     with monkeypatch.context() as patch:
         patch.setattr(GraphRunner, "_step_on_host", refuse)
-        tokens = together(runner, params, 6)
+        tokens, _ = together(runner, params, 6)
     assert Graph.replays >= 5
     monkeypatch.undo()
     plain = load_runner(path, **settings, cuda_graphs=False)
     assert not isinstance(plain, GraphRunner)
-    assert tokens == together(plain, params, 6)
+    assert tokens == together(plain, params, 6)[0]
     assert (tokens[0], tokens[5]) == (first[0], first[5])
     for row, until in ((1, 4), (2, 3), (3, 6), (4, 2)):
         assert not set(tokens[row][:until]) & set(first[row])
+
+
+def test_the_host_samples_the_rows_that_need_it(
+    checkpoint, monkeypatch: pytest.MonkeyPatch, doubled
+) -> None:
+    path = checkpoint("gqa").path
+    settings = {"device": "cpu", "dtype": "float32", "tokens_per_block": 16, "max_num_seqs": 7}
+    drawn = {"temperature": 1.0, "seed": 3}
+    params = [
+        {},
+        {"num_logprobs": 2},
+        drawn | {"presence_penalty": 1.5, "end_ids": [3], "min_tokens": 4},
+        {"bias": [(4, 30.0), (9, 29.0)], "bad_words": [[4]], "num_logprobs": 0},
+        drawn,
+        {"bad_words": [[5, 6], [7]]},
+        {"bad_words": [[8]], "end_ids": list(range(30)), "min_tokens": 5},
+    ]
+    tokens, results = together(load_runner(path, **settings), params, 6)
+    monkeypatch.undo()
+    plain, expected = together(load_runner(path, **settings, cuda_graphs=False), params, 6)
+    assert tokens == plain
+    assert 9 in plain[3], "the bias matters"
+    for result, other in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.logprob_width, [0, 3, 0, 1, 0, 0, 0])
+        for (ids, values), (their_ids, their_values) in zip(
+            logprobs_of(result), logprobs_of(other), strict=True
+        ):
+            np.testing.assert_array_equal(ids, their_ids)
+            np.testing.assert_allclose(values, their_values, rtol=1e-4, atol=1e-4)

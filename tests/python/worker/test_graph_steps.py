@@ -45,7 +45,7 @@ def test_a_shape_holds_what_is_no_larger_in_anything() -> None:
 
 def test_graph_sizes_waste_little() -> None:
     pytest.importorskip("triton")
-    from slipstream.worker.graph_runner import graph_sizes
+    from slipstream.worker.graph_shapes import graph_sizes
 
     assert graph_sizes(1) == [1]
     assert graph_sizes(40) == list(range(1, 41))
@@ -56,12 +56,13 @@ def test_graph_sizes_waste_little() -> None:
         assert sizes[-1] == most
         steps = np.diff(sizes)
         assert (steps <= np.maximum(np.array(sizes[:-1]) // 8, 1)).all()
-    assert graph_sizes(4096)[-1] == 512
+    assert graph_sizes(4096)[-1] == 1024
+    assert graph_sizes(1024) == sorted(set(graph_sizes(1024)))
 
 
 def test_a_mixed_step_takes_the_smallest_graph_that_holds_it() -> None:
     pytest.importorskip("triton")
-    from slipstream.worker.graph_runner import fitting
+    from slipstream.worker.graph_shapes import fitting
 
     graphs = [StepShape(t, min(t, 100), t // 32 + 8, s) for t in (64, 128, 256) for s in (32, 64)]
     step = StepShape(tokens=60, decodes=3, tiles=4, samples=5)
@@ -76,10 +77,10 @@ def test_a_mixed_step_takes_the_smallest_graph_that_holds_it() -> None:
 
 def test_a_few_tokens_more_than_a_round_number_waste_little() -> None:
     pytest.importorskip("triton")
-    from slipstream.worker.graph_runner import _MIXED_TOKENS, fitting
+    from slipstream.worker.graph_shapes import MIXED_TOKENS, fitting
 
-    assert list(_MIXED_TOKENS) == sorted(set(_MIXED_TOKENS))
-    graphs = [StepShape(tokens, tokens, 500, 32) for tokens in _MIXED_TOKENS]
+    assert list(MIXED_TOKENS) == sorted(set(MIXED_TOKENS))
+    graphs = [StepShape(tokens, tokens, 500, 32) for tokens in MIXED_TOKENS]
     for prompts in (1, 2, 3, 4, 5, 6, 7):
         for decodes in (0, 1, 64):
             step = StepShape(1024 * prompts + decodes, decodes, 100, 8)
@@ -88,7 +89,7 @@ def test_a_few_tokens_more_than_a_round_number_waste_little() -> None:
 
 def test_tiles_cover_every_chunk_once() -> None:
     pytest.importorskip("triton")
-    from slipstream.worker.graph_runner import Tiles
+    from slipstream.worker.graph_shapes import Tiles
 
     plan = PlanBuilder().seq(0, [5] * 70, 100).seq(1, [5], 40).seq(2, [5] * 32, 0).build()
     num_tokens = plan.num_tokens.astype(np.int64)
