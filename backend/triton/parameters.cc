@@ -150,6 +150,7 @@ std::vector<LlmRow> OwnRows() {
       {"wrap_out_of_vocab_ids", "", Bool<LlmParameters>(LLM(executor.wrap_out_of_vocab_ids))},
       {"max_logprobs", "", LlmInt(LLM(executor.max_logprobs), 0)},
       {"exclude_input_in_output", "", Bool<LlmParameters>(LLM(exclude_input_in_output))},
+      {"skip_special_tokens", "", Bool<LlmParameters>(LLM(skip_special_tokens))},
       {"cancellation_check_period_ms", "", LlmInt(LLM(cancellation_check_period_ms), 1, 60000)},
       {"stats_check_period_ms", "", LlmInt(LLM(stats_check_period_ms), 1, 600000)},
       {"drain_timeout_ms", "", LlmInt(LLM(drain_timeout_ms), 0)},

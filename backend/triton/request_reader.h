@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "executor/request.h"
@@ -30,6 +31,7 @@ struct ReaderSettings {
 
   // Of the `llm`.
   bool exclude_input_in_output = false;
+  std::optional<bool> skip_special_tokens;  // unset: as models of role `detokenize`
   int32_t vocab_size = 0;
   std::vector<int32_t> end_ids;                   // the checkpoint's own
   std::shared_ptr<const TokenTable> token_table;  // null: no text

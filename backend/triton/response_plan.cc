@@ -3,6 +3,7 @@
 #include <iterator>
 #include <string>
 
+#include "triton/detokenize_registry.h"
 #include "triton/field_reader.h"
 #include "triton/request_reader.h"
 
@@ -41,6 +42,24 @@ void PlanOutputs(const RequestData& request, FieldReader* in, ResponsePlan* plan
   for (size_t i = 0; i < std::size(kPerfOutputs); ++i) {
     const bool asked = i < kNumKvPerfOutputs ? kv_perf : all_perf;
     if (asked && request.Requested(kPerfOutputs[i])) plan->perf.push_back(kPerfOutputs[i]);
+  }
+}
+
+// Whether text leaves them out: as the request says, else as configured.
+void PlanSpecialTokens(const RequestData& request, const ReaderSettings& settings, FieldReader* in,
+                       ResponsePlan* plan) {
+  const auto given = in->Bool("skip_special_tokens");
+  const auto skip = given.has_value() ? given : settings.skip_special_tokens;
+  if (skip.has_value()) {
+    plan->skip_special_tokens = *skip;
+    return;
+  }
+  if (!plan->text && request.Find("stop_strings") == nullptr) return;  // no text is made
+  const auto agreed = AgreedSkipSpecialTokens();
+  if (agreed.ok()) {
+    plan->skip_special_tokens = *agreed;
+  } else {
+    in->Fail(agreed.status());
   }
 }
 
@@ -97,7 +116,6 @@ StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
   PlanOutputs(request, &in, &plan);
   plan.context_logits_dtype = settings.context_logits_dtype;
   plan.generation_logits_dtype = settings.generation_logits_dtype;
-  plan.skip_special_tokens = in.Bool("skip_special_tokens").value_or(true);
   const bool asks_text = settings.pipeline || in.Bool("return_text").value_or(false);
   const bool can_text = settings.token_table != nullptr;
   plan.text_output = request.Requested("text_output") && asks_text;
@@ -106,6 +124,7 @@ StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
   plan.echo = !plan.streaming &&
               !in.Bool("exclude_input_in_output").value_or(settings.exclude_input_in_output);
   plan.token_table = settings.token_table;
+  PlanSpecialTokens(request, settings, &in, &plan);
   if (!in.status().ok()) return in.status();
   if (Status s = CheckOutputs(request, plan); !s.ok()) return s;
   if (Status s = CheckTransactionPolicy(plan, settings.decoupled); !s.ok()) return s;

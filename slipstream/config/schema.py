@@ -189,7 +189,9 @@ class TextSection(Section):
         roles=TOKENIZE,
     )
     skip_special_tokens: bool = _option(
-        True, "leave special tokens out of text decoded by postprocessing", roles=("detokenize",)
+        True,
+        "leave special tokens out of text, where a request does not say",
+        roles=("llm", "detokenize"),
     )
     exclude_input_in_output: bool = _option(
         False, "responses that are not streamed leave out the prompt", roles=LLM

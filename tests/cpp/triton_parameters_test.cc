@@ -119,6 +119,9 @@ TEST_CASE("parameters: the tokenizer roles") {
       DetokenizeParameters::FromMap({{"tokenizer_dir", "/t"}, {"skip_special_tokens", "false"}});
   REQUIRE(d.ok());
   CHECK_FALSE(d->skip_special_tokens);
+  CHECK_FALSE(LlmParameters::FromMap({{"model", "m"}})->skip_special_tokens.has_value());
+  const auto l = LlmParameters::FromMap({{"model", "m"}, {"skip_special_tokens", "false"}});
+  CHECK(l->skip_special_tokens == false);
 }
 
 TEST_CASE("model config: empty values and unfilled placeholders mean unset") {

@@ -342,6 +342,24 @@ def test_text_of_llm_without_the_ensemble(scripted: Server) -> None:
     assert whole.text() == tokenizer().decode(echo_of(TEXT, 9))
 
 
+@pytest.mark.parametrize("model", ["keeping", "keeping_ensemble", "keeping_steps"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_special_tokens_in_text_as_configured_unless_the_request_says(
+    scripted: Server, model: str, streamed: bool
+) -> None:
+    text = "a<|user|>fox"
+    ids = tokenizer()(text)["input_ids"]
+    expected = ids if streamed else ids * 2
+    kept, skipped = tokenizer().decode(expected), decode(expected)
+    assert kept != skipped
+    if model == "keeping":
+        fields = prompt(ids, len(ids), streaming=streamed, return_text=True)
+    else:
+        fields = question(text, len(ids), stream=streamed)
+    for given, answer in (({}, kept), ({"skip_special_tokens": True}, skipped)):
+        assert joined_text(ask(scripted.grpc, model, fields | given)) == answer
+
+
 def test_one_stream_carries_many_requests(scripted: Server) -> None:
     with Stream(scripted.grpc) as stream:
         names = [
