@@ -286,7 +286,7 @@ StatusOr<RequestSpec> ReadRow(const RequestData& request, int64_t row,
   spec.stop_sequences = ReadWords(&in, "stop_words_list");
   spec.stop_strings = in.StringRow("stop_strings");
   in.Set("include_stop_in_output", &spec.include_stop);
-  spec.num_return_sequences = plan.num_sequences;
+  in.Set("num_return_sequences", &spec.num_return_sequences);
   ReadLogprobs(&in, &spec);
   spec.return_context_logits = plan.context_logits;
   spec.return_generation_logits = plan.generation_logits;
@@ -344,9 +344,10 @@ Status CheckParameters(const RequestData& request, const ReaderSettings& setting
 }
 
 StatusOr<bool> IsStop(const RequestData& request) {
-  const auto stop = request.Bool("stop", 0);
-  if (!stop.ok()) return stop.status();
-  if (!stop->value_or(false)) return false;
+  UniformFieldReader in(request);
+  const bool stop = in.Bool("stop").value_or(false);
+  if (!in.status().ok()) return in.status();
+  if (!stop) return false;
   if (request.id().empty()) {
     return Status::Internal("Trying to stop a request but request ID is not provided");
   }

@@ -69,8 +69,8 @@ StatusOr<LlmRequest> ReadPipelineRequest(const RequestData& request,
                                          std::vector<TokenizedRow> tokenized,
                                          const ReaderSettings& settings, TimeNs now);
 
-// The part of it that shapes the responses; what holds for the whole request is read from its first
-// row.
+// The part of it that shapes the responses. What holds for the request as a whole must be the same
+// in all rows.
 StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request, const ReaderSettings& settings);
 
 // The number that stands for a salt given as text; 0 for the empty one. Keyed per process.

@@ -197,6 +197,35 @@ def test_streamed_batch_through_the_ensemble(scripted: Server, ensemble: str) ->
     assert found == {i: decode(echo_of(text, 12)) for i, text in enumerate(texts)}
 
 
+def test_rows_that_differ_in_what_holds_for_all_are_refused(scripted: Server) -> None:
+    fields = {
+        "text_input": np.array([["one fox"], ["two owls"]], object),
+        "max_tokens": np.array([[12], [12]], np.int32),
+        "stream": np.array([[False], [True]]),
+    }
+    [reply] = ask(scripted.grpc, "ensemble", fields)
+    assert reply.error == (
+        "streaming (stream): false in row 0, true in row 1; must be the same in all rows of a "
+        "request"
+    )
+
+
+def test_every_row_has_its_own_number_of_sequences(scripted: Server) -> None:
+    fields = {
+        "input_ids": np.array([[11, 12], [21, 22]], np.int32),
+        "input_lengths": np.array([[2], [2]], np.int32),
+        "request_output_len": np.array([[3], [2]], np.int32),
+        "num_return_sequences": np.array([[1], [2]], np.int32),
+        "exclude_input_in_output": np.array([[True]] * 2),
+    }
+    found = {
+        (reply.one("batch_index"), reply.one("sequence_index")): reply.ids()
+        for reply in ask(scripted.grpc, "llm", fields)
+        if reply.outputs
+    }
+    assert found == {(0, 0): [11, 12, 11], (1, 0): [21, 22], (1, 1): [21, 22]}
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_several_sequences_have_an_index(scripted: Server, streaming: bool) -> None:
     fields = prompt(
