@@ -25,7 +25,7 @@ from e2e_fields import (
     WRONG_ENSEMBLE,
     WRONG_LLM,
 )
-from e2e_server import Server
+from e2e_server import VOCAB, Server
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNSUPPORTED = grpc.StatusCode.UNIMPLEMENTED
@@ -142,6 +142,15 @@ def test_any_value_of_llm(scripted: Server, name: str) -> None:
 def test_any_value_of_ensemble(scripted: Server, ensemble: str, name: str) -> None:
     fields = fields_of(ensemble, name, UNLIMITED_ENSEMBLE[name])
     assert infer(scripted.grpc, ensemble, fields).outputs["text_output"].shape == (1,)
+
+
+@pytest.mark.parametrize("model", MODELS.values())
+def test_a_padding_token_may_lie_beyond_the_vocabulary(scripted: Server, model: str) -> None:
+    plain, padded = (
+        infer(scripted.grpc, model, fields_of(model, "pad_id", pad_id)) for pad_id in (-1, VOCAB)
+    )
+    result = "output_ids" if model == "unary" else "text_output"
+    assert padded.outputs[result].tolist() == plain.outputs[result].tolist()
 
 
 RETENTION = {
