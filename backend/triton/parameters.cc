@@ -206,7 +206,7 @@ std::vector<LlmRow> TensorRtLlmRows() {
        Bool<LlmParameters>(LLM(executor.enable_chunked_prefill))},
       {"multi_block_mode", "", none("the attention kernel decides")},
       {"enable_context_fmha_fp32_acc", "", none("attention accumulates in float32")},
-      {"cuda_graph_mode", "", none("the worker decides")},
+      {"cuda_graph_mode", "cuda_graphs", Bool<LlmParameters>(LLM(worker.cuda_graphs))},
       {"cuda_graph_cache_size", "", none("the worker decides")},
       {"enable_trt_overlap", "", none("steps overlap by pipeline_depth")},
       {"batch_scheduler_policy", "scheduler_policy", SetPolicy},
