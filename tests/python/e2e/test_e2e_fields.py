@@ -13,7 +13,17 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from e2e_client import infer, input_types, model_config, prompt, question
+from e2e_client import (
+    Stream,
+    http_post,
+    infer,
+    input_types,
+    make_request,
+    model_config,
+    prompt,
+    question,
+    stub,
+)
 from e2e_fields import (
     NEUTRAL_ENSEMBLE,
     NEUTRAL_LLM,
@@ -239,6 +249,39 @@ def test_triton_s_timeout_counts_over_http_too(scripted: Server, model: str) -> 
     assert "deadline (timeout) passed" in body
     status, body = post_generate(scripted.http, model, good | {"timeout": -1})
     assert (status, "timeout: '-1' is not a number of microseconds" in body) == (400, True), body
+
+
+@pytest.mark.parametrize("model", MODELS.values())
+def test_a_priority_parameter_stays_with_triton_but_for_generate(
+    scripted: Server, model: str
+) -> None:
+    """As docs/interface.md warns: what never comes cannot be refused."""
+    good = prompt([5, 6], 2) if model == "unary" else question("a fox", 2)
+    request = make_request(scripted.grpc, model, good, parameters={"priority": 77})
+    stub(scripted.grpc).ModelInfer(request, timeout=30)
+    with Stream(scripted.grpc) as stream:
+        [reply] = stream.ask(model, good, parameters={"priority": 77})
+        assert reply.error == ""
+    status, body = http_post(scripted.http, f"/v2/models/{model}/infer", infer_body(model))
+    assert status == 200, body
+    status, body = post_generate(scripted.http, model, good | {"priority": 77})
+    assert (status, "priority: 77 is outside [0, 9]" in body) == (400, True), body
+
+
+def infer_body(model: str) -> dict[str, Any]:
+    """A good request with a priority, for HTTP's infer."""
+    values: dict[str, tuple[str, list[Any]]] = {
+        "text_input": ("BYTES", ["a fox"]),
+        "max_tokens": ("INT32", [2]),
+    }
+    if model == "unary":
+        names = ("input_ids", "input_lengths", "request_output_len")
+        values = {name: ("INT32", [1]) for name in names}
+    inputs = [
+        {"name": name, "datatype": dtype, "shape": [1, 1], "data": data}
+        for name, (dtype, data) in values.items()
+    ]
+    return {"inputs": inputs, "parameters": {"priority": 77}}
 
 
 @pytest.mark.parametrize(
