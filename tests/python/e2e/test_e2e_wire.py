@@ -197,6 +197,36 @@ def test_streamed_batch_through_the_ensemble(scripted: Server, ensemble: str) ->
     assert found == {i: decode(echo_of(text, 12)) for i, text in enumerate(texts)}
 
 
+@both_ensembles
+def test_a_row_out_of_range_does_not_stop_the_others(scripted: Server, ensemble: str) -> None:
+    texts = ["one fox", "two owls and a cat", "a hen"]
+    fields = {
+        "text_input": np.array([[text] for text in texts], object),
+        "max_tokens": np.array([[12], [0], [12]], np.int32),
+        "stream": np.array([[True]] * 3),
+    }
+    replies = ask(scripted.grpc, ensemble, fields)
+    [error] = [reply.error for reply in replies if reply.error]
+    assert "request_output_len (max_tokens): 0 must be at least 1" in error
+    found = {0: "", 2: ""}
+    for reply in replies:
+        if reply.outputs:
+            found[reply.one("batch_index")] += reply.text()
+    assert found == {i: decode(echo_of(texts[i], 12)) for i in found}
+
+
+@both_ensembles
+def test_a_row_that_cannot_be_read_refuses_the_request(scripted: Server, ensemble: str) -> None:
+    fields = {
+        "text_input": np.array([["one fox"], ["two owls"]], object),
+        "max_tokens": np.array([[12], [12]], np.int32),
+        "num_logprobs": np.array([[0], [-1]], np.int32),
+    }
+    [reply] = ask(scripted.grpc, ensemble, fields)
+    assert "num_logprobs: -1 must be at least 0" in reply.error
+    assert not reply.outputs
+
+
 def test_rows_that_differ_in_what_holds_for_all_are_refused(scripted: Server) -> None:
     fields = {
         "text_input": np.array([["one fox"], ["two owls"]], object),
