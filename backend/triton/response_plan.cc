@@ -61,6 +61,13 @@ void PlanOutputs(const RequestData& request, UniformFieldReader* in, ResponsePla
 void PlanSpecialTokens(const RequestData& request, const ReaderSettings& settings,
                        UniformFieldReader* in, ResponsePlan* plan) {
   const auto given = in->Bool("skip_special_tokens");
+  if (given.has_value() && plan->piped && !plan->text) {
+    const auto agreed = AgreedSkipSpecialTokens();
+    if (agreed.ok() && *agreed == *given) return;
+    in->Fail(Status::Unsupported(
+        "skip_special_tokens: this model has no tokenizer, so that postprocessing makes the text, "
+        "as its parameter of this name says"));
+  }
   const auto skip = given.has_value() ? given : settings.skip_special_tokens;
   if (skip.has_value()) {
     plan->skip_special_tokens = *skip;

@@ -56,6 +56,24 @@ TEST_CASE("detokenize: its parameter holds where neither the request nor the llm
   CHECK_FALSE(*Skips({}, {}));
 }
 
+TEST_CASE("detokenize: a request cannot change how it makes the text of an llm without tokenizer") {
+  const auto read = [](bool skip) {
+    ReaderSettings settings;
+    settings.num_declared_outputs = 9;
+    settings.vocab_size = 8;
+    RequestBuilder builder;
+    builder.Prompt({5}, 1).Outputs({"output_ids", "sequence_length", "flow"});
+    builder.Bool("skip_special_tokens", skip);
+    return ReadLlmRequest(builder.Build(), settings, 0).status();
+  };
+  CHECK(read(true).ok());
+  CHECK(read(false).code() == StatusCode::kUnsupported);
+  CHECK(read(false).message().find("skip_special_tokens: this model has no tokenizer") == 0);
+  const DetokenizeRegistration keeping("postprocessing", false);
+  CHECK(read(false).ok());
+  CHECK(read(true).code() == StatusCode::kUnsupported);
+}
+
 TEST_CASE("detokenize: models that differ leave it to the request or the llm") {
   const DetokenizeRegistration skipping("a", true);
   CHECK(*Skips({}, {}));
