@@ -62,4 +62,38 @@ class FieldReader {
   Status status_;
 };
 
+// Reads fields that hold for a request as a whole: all its rows must say the same. The first error
+// sticks here, too.
+class UniformFieldReader {
+ public:
+  explicit UniformFieldReader(const RequestData& request) : request_(request) {}
+
+  std::optional<bool> Bool(std::string_view name) {
+    const auto first = request_.Bool(name, 0);
+    if (!first.ok()) Fail(first.status());
+    if (!first.ok() || !first->has_value()) return std::nullopt;
+    for (int64_t row = 1; row < request_.batch(); ++row) {
+      const auto other = request_.Bool(name, row);  // of the same tensor: it is there
+      if (other.ok() && **other != **first) Fail(Differ(name, **first, row));
+    }
+    return *first;
+  }
+
+  void Fail(Status status) {
+    if (status_.ok()) status_ = std::move(status);
+  }
+  const Status& status() const { return status_; }
+
+ private:
+  static Status Differ(std::string_view name, bool first, int64_t row) {
+    const auto text = [](bool value) { return std::string(value ? "true" : "false"); };
+    return Status::InvalidArgument(std::string(name) + ": " + text(first) + " in row 0, " +
+                                   text(!first) + " in row " + std::to_string(row) +
+                                   "; must be the same in all rows of a request");
+  }
+
+  const RequestData& request_;
+  Status status_;
+};
+
 }  // namespace slipstream::triton

@@ -103,6 +103,7 @@ Status LlmService::Load(const ModelConfig& config) {
   if (Status s = CheckLoaded(); !s.ok()) return s;
 
   reader_.exclude_input_in_output = parameters_.exclude_input_in_output;
+  reader_.skip_special_tokens = parameters_.skip_special_tokens;
   reader_.vocab_size = executor_->limits().vocab_size;
   reader_.end_ids = executor_->worker_info().end_ids;
   reader_.token_table = executor_->token_table();

@@ -54,6 +54,7 @@ struct LlmParameters {
   WorkerParameters worker;
   ExecutorConfig executor;
   bool exclude_input_in_output = false;
+  std::optional<bool> skip_special_tokens;  // unset: as models of role `detokenize`
   int32_t cancellation_check_period_ms = 25;
   int32_t stats_check_period_ms = 100;
   int32_t drain_timeout_ms = 30000;

@@ -90,12 +90,12 @@ void ReadSampling(FieldReader* in, SamplingParams* sampling) {
   }
 }
 
-// Rows are answered one by one, so nothing is ever padded with it; a wrong one is an error even so.
-void CheckPadId(FieldReader* in, const ReaderSettings& settings) {
+// Rows are answered one by one, so nothing is ever padded with it. It may lie beyond the
+// vocabulary: some tokenizers add a padding token that their model does not have.
+void CheckPadId(FieldReader* in) {
   const int32_t pad_id = in->Int32("pad_id").value_or(-1);
-  if (pad_id >= -1 && pad_id < settings.vocab_size) return;
-  in->Fail(Status::InvalidArgument("pad_id: " + std::to_string(pad_id) + " is outside [-1, " +
-                                   std::to_string(settings.vocab_size - 1) + "]"));
+  if (pad_id >= -1) return;
+  in->Fail(Status::InvalidArgument("pad_id: " + std::to_string(pad_id) + " must be at least -1"));
 }
 
 // -1 = none; absent = the checkpoint's own. Through an ensemble the id is the tokenizer's single
@@ -282,11 +282,11 @@ StatusOr<RequestSpec> ReadRow(const RequestData& request, int64_t row,
   in.Set("request_output_len", &spec.max_new_tokens);
   ReadSampling(&in, &spec.sampling);
   spec.end_ids = ReadEndIds(&in, settings, plan.piped || settings.pipeline);
-  CheckPadId(&in, settings);
+  CheckPadId(&in);
   spec.stop_sequences = ReadWords(&in, "stop_words_list");
   spec.stop_strings = in.StringRow("stop_strings");
   in.Set("include_stop_in_output", &spec.include_stop);
-  spec.num_return_sequences = plan.num_sequences;
+  in.Set("num_return_sequences", &spec.num_return_sequences);
   ReadLogprobs(&in, &spec);
   spec.return_context_logits = plan.context_logits;
   spec.return_generation_logits = plan.generation_logits;
@@ -345,9 +345,10 @@ Status CheckParameters(const RequestData& request, const ReaderSettings& setting
 }
 
 StatusOr<bool> IsStop(const RequestData& request) {
-  const auto stop = request.Bool("stop", 0);
-  if (!stop.ok()) return stop.status();
-  if (!stop->value_or(false)) return false;
+  UniformFieldReader in(request);
+  const bool stop = in.Bool("stop").value_or(false);
+  if (!in.status().ok()) return in.status();
+  if (!stop) return false;
   if (request.id().empty()) {
     return Status::Internal("Trying to stop a request but request ID is not provided");
   }

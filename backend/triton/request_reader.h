@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "executor/request.h"
@@ -30,6 +31,7 @@ struct ReaderSettings {
 
   // Of the `llm`.
   bool exclude_input_in_output = false;
+  std::optional<bool> skip_special_tokens;  // unset: as models of role `detokenize`
   int32_t vocab_size = 0;
   std::vector<int32_t> end_ids;                   // the checkpoint's own
   std::shared_ptr<const TokenTable> token_table;  // null: no text
@@ -67,8 +69,8 @@ StatusOr<LlmRequest> ReadPipelineRequest(const RequestData& request,
                                          std::vector<TokenizedRow> tokenized,
                                          const ReaderSettings& settings, TimeNs now);
 
-// The part of it that shapes the responses; what holds for the whole request is read from its first
-// row.
+// The part of it that shapes the responses. What holds for the request as a whole must be the same
+// in all rows.
 StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request, const ReaderSettings& settings);
 
 // The number that stands for a salt given as text; 0 for the empty one. Keyed per process.

@@ -1,8 +1,11 @@
 // SPDX-FileCopyrightText: Slipstream contributors
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <iterator>
+#include <limits>
 #include <string>
 
+#include "triton/detokenize_registry.h"
 #include "triton/field_reader.h"
 #include "triton/request_reader.h"
 
@@ -16,13 +19,23 @@ constexpr const char* kPerfOutputs[] = {"kv_cache_alloc_new_blocks",   "kv_cache
                                         "total_accepted_draft_tokens", "total_draft_tokens"};
 constexpr size_t kNumKvPerfOutputs = 3;  // the first ones
 
-void PlanOutputs(const RequestData& request, FieldReader* in, ResponsePlan* plan) {
+// The greatest value of any row; wrong types are found where rows are read.
+int32_t MostOfRows(const RequestData& request, const char* name, int32_t unless_given) {
+  int32_t most = std::numeric_limits<int32_t>::min();
+  for (int64_t row = 0; row < request.batch(); ++row) {
+    const auto value = request.Int32(name, row);
+    most = std::max(most, value.ok() ? value->value_or(unless_given) : unless_given);
+  }
+  return most;
+}
+
+void PlanOutputs(const RequestData& request, UniformFieldReader* in, ResponsePlan* plan) {
   const auto wants = [&](const char* flag, const char* output) {
     return in->Bool(flag).value_or(false) && request.Requested(output);
   };
   plan->cum_log_probs = wants("return_log_probs", "cum_log_probs");
   plan->output_log_probs = wants("return_log_probs", "output_log_probs");
-  const bool alternatives = in->Int32("num_logprobs").value_or(0) > 0;
+  const bool alternatives = MostOfRows(request, "num_logprobs", 0) > 0;
   plan->top_log_probs = alternatives && request.Requested("top_log_probs");
   plan->top_log_prob_ids = alternatives && request.Requested("top_log_prob_ids");
   plan->context_logits = wants("return_context_logits", "context_logits");
@@ -41,6 +54,31 @@ void PlanOutputs(const RequestData& request, FieldReader* in, ResponsePlan* plan
   for (size_t i = 0; i < std::size(kPerfOutputs); ++i) {
     const bool asked = i < kNumKvPerfOutputs ? kv_perf : all_perf;
     if (asked && request.Requested(kPerfOutputs[i])) plan->perf.push_back(kPerfOutputs[i]);
+  }
+}
+
+// Whether text leaves them out: as the request says, else as configured.
+void PlanSpecialTokens(const RequestData& request, const ReaderSettings& settings,
+                       UniformFieldReader* in, ResponsePlan* plan) {
+  const auto given = in->Bool("skip_special_tokens");
+  if (given.has_value() && plan->piped && !plan->text) {
+    const auto agreed = AgreedSkipSpecialTokens();
+    if (agreed.ok() && *agreed == *given) return;
+    in->Fail(Status::Unsupported(
+        "skip_special_tokens: this model has no tokenizer, so that postprocessing makes the text, "
+        "as its parameter of this name says"));
+  }
+  const auto skip = given.has_value() ? given : settings.skip_special_tokens;
+  if (skip.has_value()) {
+    plan->skip_special_tokens = *skip;
+    return;
+  }
+  if (!plan->text && request.Find("stop_strings") == nullptr) return;  // no text is made
+  const auto agreed = AgreedSkipSpecialTokens();
+  if (agreed.ok()) {
+    plan->skip_special_tokens = *agreed;
+  } else {
+    in->Fail(agreed.status());
   }
 }
 
@@ -85,19 +123,18 @@ Status CheckTransactionPolicy(const ResponsePlan& plan, bool decoupled) {
 
 StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
                                         const ReaderSettings& settings) {
-  FieldReader in(request, 0);
+  UniformFieldReader in(request);
   ResponsePlan plan;
   plan.batched = settings.batched;
   plan.batch = static_cast<int32_t>(request.batch());
   plan.streaming = in.Bool("streaming").value_or(false);
-  plan.num_sequences = in.Int32("num_return_sequences").value_or(1);
+  plan.num_sequences = MostOfRows(request, "num_return_sequences", 1);
   plan.pipeline = settings.pipeline;
   plan.piped =
       request.Requested("flow") && request.outputs().size() < settings.num_declared_outputs;
   PlanOutputs(request, &in, &plan);
   plan.context_logits_dtype = settings.context_logits_dtype;
   plan.generation_logits_dtype = settings.generation_logits_dtype;
-  plan.skip_special_tokens = in.Bool("skip_special_tokens").value_or(true);
   const bool asks_text = settings.pipeline || in.Bool("return_text").value_or(false);
   const bool can_text = settings.token_table != nullptr;
   plan.text_output = request.Requested("text_output") && asks_text;
@@ -106,6 +143,7 @@ StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
   plan.echo = !plan.streaming &&
               !in.Bool("exclude_input_in_output").value_or(settings.exclude_input_in_output);
   plan.token_table = settings.token_table;
+  PlanSpecialTokens(request, settings, &in, &plan);
   if (!in.status().ok()) return in.status();
   if (Status s = CheckOutputs(request, plan); !s.ok()) return s;
   if (Status s = CheckTransactionPolicy(plan, settings.decoupled); !s.ok()) return s;

@@ -17,7 +17,7 @@ struct ResponsePlan {
   bool batched = false;       // shapes begin with the batch dimension, 1
   bool streaming = false;     // responses are deltas
   int32_t batch = 1;          // rows; each gets responses of its own
-  int32_t num_sequences = 1;  // per row
+  int32_t num_sequences = 1;  // of a row; the most that any has
   // The request names `flow` among its outputs: it comes from an ensemble whose `detokenize` step
   // acknowledges responses, so that every response must have what that step reads.
   bool piped = false;

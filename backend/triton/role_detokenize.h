@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "executor/token_table.h"
+#include "triton/detokenize_registry.h"
 #include "triton/model.h"
 #include "triton/parameters.h"
 #include "triton/request_data.h"
@@ -39,10 +40,12 @@ class DetokenizeModel final : public Model {
                   std::shared_ptr<const TokenTable> table)
       : Model(std::move(config)),
         skip_special_tokens_(skip_special_tokens),
-        table_(std::move(table)) {}
+        table_(std::move(table)),
+        registration_(this->config().name, skip_special_tokens) {}
 
   const bool skip_special_tokens_;
   const std::shared_ptr<const TokenTable> table_;
+  const DetokenizeRegistration registration_;
 };
 
 }  // namespace slipstream::triton

@@ -75,6 +75,7 @@ Status PipelineModel::Ready() const {
 ReaderSettings PipelineModel::ReaderFor(const LlmService& llm) const {
   ReaderSettings reader = reader_;
   reader.exclude_input_in_output = llm.reader().exclude_input_in_output;
+  reader.skip_special_tokens = llm.reader().skip_special_tokens;
   reader.vocab_size = llm.reader().vocab_size;
   reader.end_ids = llm.reader().end_ids;
   reader.token_table = llm.reader().token_table;

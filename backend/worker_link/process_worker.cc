@@ -39,6 +39,8 @@ StatusOr<WorkerInfo> ProcessWorker::Start(const Progress& progress) {
   options.config["frame_version"] = kFrameVersion;
   if (kv_cache_tokens_ > 0) {
     options.config["kv_cache_tokens"] = kv_cache_tokens_;
+    options.config["kv_cache_bytes"] = 0;  // or a share of what is free now might be smaller
+    options.config["kv_cache_fraction"] = 0.0;
     options.config["token_table"] = false;  // the first worker told it; it takes seconds to make
   }
   options.load_timeout_ms = load_timeout_ms_;

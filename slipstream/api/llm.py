@@ -35,8 +35,8 @@ class LLM:
         max_num_seqs: sequences that run at once; ``max_num_tokens``: token budget of one step.
         max_seq_len: prompt + generated; 0 is the checkpoint's own limit.
         kv_cache_dtype: ``auto``, the model's, or ``fp8``: e4m3, of half the size.
-        kv_cache_tokens: size of the KV cache; 0 takes ``kv_cache_fraction`` of the free memory,
-            and if that is 0, too, 0.9 of a GPU's or 0.25 of a host's.
+        kv_cache_tokens: size of the KV cache; ``kv_cache_fraction``: the same as a fraction of the
+            free memory. The smaller of the two; if both are 0, 0.9 of a GPU's or 0.25 of a host's.
         model_impl: ``native``, ``transformers``, or ``auto``: native where it serves the model.
         load_format: ``auto``, ``safetensors``, or ``dummy``: random weights.
         cuda_graphs: replay decode steps on a GPU from graphs that are captured at start.

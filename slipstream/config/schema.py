@@ -119,17 +119,20 @@ class SchedulerSection(Section):
 
 
 class KvCacheSection(Section):
-    """The key-value cache. Its size: tokens, else bytes, else a fraction of free memory."""
+    """The key-value cache. Of the tokens, bytes and fraction that are given the smallest holds."""
 
     tokens_per_block: int = _option(32, "tokens of one block", roles=LLM, ge=1, le=1024)
     kv_cache_dtype: Literal["auto", "fp8"] = _option(
         "auto", "auto: as the model computes; fp8: e4m3, half of 16 bits", roles=LLM
     )
-    kv_cache_tokens: int = _option(0, "size in tokens; 0: not given", roles=LLM, ge=0)
-    kv_cache_bytes: int = _option(0, "size in bytes; 0: not given", roles=LLM, ge=0)
+    kv_cache_tokens: int = _option(
+        0, "size in tokens; 0: not given. Of several sizes the smallest holds", roles=LLM, ge=0
+    )
+    kv_cache_bytes: int = _option(0, "size in bytes, at most; 0: not given", roles=LLM, ge=0)
     kv_cache_fraction: float = _option(
         0.0,
-        "size as a fraction of the memory free after loading; 0: 0.9 on a GPU, 0.25 on a CPU",
+        "size as a fraction of the memory free after loading, at most; 0: not given, and 0.9 on a "
+        "GPU, 0.25 on a CPU if no other size is",
         roles=LLM,
         ge=0.0,
         le=1.0,
@@ -189,7 +192,9 @@ class TextSection(Section):
         roles=TOKENIZE,
     )
     skip_special_tokens: bool = _option(
-        True, "leave special tokens out of text decoded by postprocessing", roles=("detokenize",)
+        True,
+        "leave special tokens out of text, where a request does not say",
+        roles=("llm", "detokenize"),
     )
     exclude_input_in_output: bool = _option(
         False, "responses that are not streamed leave out the prompt", roles=LLM

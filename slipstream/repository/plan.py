@@ -273,20 +273,19 @@ def _groups(
     masks = [group.mask for group in groups]
     per_layer = facts.kv_bytes_per_token(kv_dtype) * block // facts.num_layers
     sizes = [per_layer * len(group.layers) for group in groups]
+    # Of the sizes that are given the smallest holds.
+    choices = []
     if cache.kv_cache_tokens:
         pools = pools_for_tokens(masks, serving, cache.kv_cache_tokens)
         budget = sum(count * size for count, size in zip(pools, sizes, strict=True))
-        source = "kv_cache_tokens"
-    else:
-        automatic = CPU_KV_CACHE_FRACTION if _gpu_index(config) is None else GPU_KV_CACHE_FRACTION
-        fraction = cache.kv_cache_fraction or automatic
-        budget = cache.kv_cache_bytes or int(free * fraction)
-        source = f"kv_cache_fraction {fraction:g} of what the weights leave"
-        if _gpu_index(config) is not None:
-            source += "; the worker first measures and takes off what a step needs"
-        if cache.kv_cache_bytes:
-            source = "kv_cache_bytes"
-        pools = pools_for_bytes(masks, sizes, serving, budget)
+        choices.append((pools, budget, "kv_cache_tokens"))
+    if cache.kv_cache_bytes:
+        pools = pools_for_bytes(masks, sizes, serving, cache.kv_cache_bytes)
+        choices.append((pools, cache.kv_cache_bytes, "kv_cache_bytes"))
+    if cache.kv_cache_fraction or not choices:
+        budget, source = _share(config, free)
+        choices.append((pools_for_bytes(masks, sizes, serving, budget), budget, source))
+    pools, budget, source = min(choices, key=lambda choice: choice[0])
     plans = tuple(
         GroupPlan(
             mask.kind,
@@ -299,6 +298,17 @@ def _groups(
         for mask, group, blocks, bytes_per_block in zip(masks, groups, pools, sizes, strict=True)
     )
     return plans, serving.least(masks), budget, source
+
+
+def _share(config: SlipstreamConfig, free: int) -> tuple[int, str]:
+    """The bytes that ``kv_cache_fraction`` gives of what the weights leave, and their name."""
+    on_gpu = _gpu_index(config) is not None
+    automatic = GPU_KV_CACHE_FRACTION if on_gpu else CPU_KV_CACHE_FRACTION
+    fraction = config.kv_cache.kv_cache_fraction or automatic
+    source = f"kv_cache_fraction {fraction:g} of what the weights leave"
+    if on_gpu:
+        source += "; the worker first measures and takes off what a step needs"
+    return int(free * fraction), source
 
 
 def _max_seq_len(config: SlipstreamConfig, facts: CheckpointFacts) -> int:

@@ -33,20 +33,21 @@ def kv_pool_blocks(
     device: torch.device,
     reserved: int = 0,
 ) -> list[int]:
-    """Blocks in each group's pool: from the tokens, the bytes, or the fraction of free memory.
+    """Blocks in each group's pool: the smallest that tokens, bytes or the fraction of free memory,
+    those of them that are given, allow; with none a fraction of its own.
 
     ``reserved`` bytes of the free memory are for other things. Raises ConfigError naming the
     setting if that is too little for one sequence.
     """
-    if config.kv_cache_tokens:
-        return pools_for_tokens(masks, serving, config.kv_cache_tokens)
-    name, budget = "kv_cache_bytes", config.kv_cache_bytes
-    if not budget:
-        fraction = config.kv_cache_fraction or KV_CACHE_FRACTIONS[device.type]
-        free = free_memory(device)
-        name, budget = f"kv_cache_fraction {fraction:g}", int(max(free - reserved, 0) * fraction)
-        if reserved:
-            name += f" of {free} free bytes less {reserved} for activations"
+    budgets = []
+    if config.kv_cache_bytes:
+        budgets.append((config.kv_cache_bytes, "kv_cache_bytes"))
+    if config.kv_cache_fraction or not (config.kv_cache_bytes or config.kv_cache_tokens):
+        budgets.append(_share_of_free_memory(config, device, reserved))
+    by_tokens = pools_for_tokens(masks, serving, config.kv_cache_tokens)
+    if not budgets:
+        return by_tokens
+    budget, name = min(budgets)
     sizes = [shape.bytes_per_block for shape in shapes]
     pools = pools_for_bytes(masks, sizes, serving, budget)
     needed = serving.least(masks)
@@ -56,7 +57,20 @@ def kv_pool_blocks(
             f"{serving.tokens_per_block} tokens takes {sum(sizes)}"
             + (f", and {needed} are needed" if needed > 1 else "")
         )
-    return pools
+    # Pools of either kind differ by one number, that of the first group's blocks.
+    return min(pools, by_tokens) if config.kv_cache_tokens else pools
+
+
+def _share_of_free_memory(
+    config: WorkerConfig, device: torch.device, reserved: int
+) -> tuple[int, str]:
+    """Bytes, and the setting that gives them."""
+    fraction = config.kv_cache_fraction or KV_CACHE_FRACTIONS[device.type]
+    free = free_memory(device)
+    name = f"kv_cache_fraction {fraction:g}"
+    if reserved:
+        name += f" of {free} free bytes less {reserved} for activations"
+    return int(max(free - reserved, 0) * fraction), name
 
 
 def free_memory(device: torch.device) -> int:

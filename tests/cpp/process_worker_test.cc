@@ -75,6 +75,8 @@ if how == "error":
 # 128 tokens are what HELLO offers: 16 blocks of 8.
 stats = 0
 pinned = b"kv_cache_tokens\xcc\x80" in config and b"token_table\xc2" in config
+pinned = pinned and b"kv_cache_bytes\x00" in config
+pinned = pinned and b"kv_cache_fraction\xca\x00\x00\x00\x00" in config
 what = b"\xa6pinned" if pinned else b"\xa7loading"
 send(2, b"\x82\xa8fraction\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xa4what" + what)
 if how == "once" and what == b"\xa6pinned":

@@ -26,6 +26,7 @@ TEST_CASE("parameters: TensorRT-LLM keys set what our own names set") {
                                               {"enable_chunked_context", "TRUE"},
                                               {"batch_scheduler_policy", "max_utilization"},
                                               {"gpu_device_ids", "3"},
+                                              {"cuda_graph_mode", "False"},
                                               {"exclude_input_in_output", "1"}});
   const auto ours = LlmParameters::FromMap({{"model", "/models/a"},
                                             {"kv_cache_tokens", "8192"},
@@ -34,6 +35,7 @@ TEST_CASE("parameters: TensorRT-LLM keys set what our own names set") {
                                             {"enable_chunked_prefill", "true"},
                                             {"scheduler_policy", "max_utilization"},
                                             {"device", "cuda:3"},
+                                            {"cuda_graphs", "false"},
                                             {"exclude_input_in_output", "true"}});
   REQUIRE(theirs.ok());
   REQUIRE(ours.ok());
@@ -42,6 +44,7 @@ TEST_CASE("parameters: TensorRT-LLM keys set what our own names set") {
     CHECK(p->worker.kv_cache_tokens == 8192);
     CHECK(p->worker.kv_cache_fraction == 0.5);
     CHECK(p->worker.device == "cuda:3");
+    CHECK_FALSE(p->worker.cuda_graphs);
     CHECK_FALSE(p->executor.enable_prefix_reuse);
     CHECK(p->executor.enable_chunked_prefill);
     CHECK(p->executor.policy == SchedulerPolicy::kMaxUtilization);
@@ -55,6 +58,11 @@ TEST_CASE("parameters: two names of one setting must agree") {
   CHECK(Error({{"model", "/a"}, {"gpt_model_path", "/b"}}) ==
         "parameters gpt_model_path and model are the same setting, but have different values: '/b' "
         "and '/a'");
+  CHECK(Error({{"model", "/a"}, {"cuda_graphs", "true"}, {"cuda_graph_mode", "true"}}).empty());
+  CHECK(Error({{"model", "/a"}, {"cuda_graphs", "true"}, {"cuda_graph_mode", "false"}}) ==
+        "parameters cuda_graph_mode and cuda_graphs are the same setting, but have different "
+        "values: 'false' and 'true'");
+  CHECK(LlmParameters::FromMap({{"model", "/a"}, {"cuda_graph_mode", "true"}})->worker.cuda_graphs);
 }
 
 TEST_CASE("parameters: bad values name the key, the value and what is allowed") {
@@ -119,6 +127,9 @@ TEST_CASE("parameters: the tokenizer roles") {
       DetokenizeParameters::FromMap({{"tokenizer_dir", "/t"}, {"skip_special_tokens", "false"}});
   REQUIRE(d.ok());
   CHECK_FALSE(d->skip_special_tokens);
+  CHECK_FALSE(LlmParameters::FromMap({{"model", "m"}})->skip_special_tokens.has_value());
+  const auto l = LlmParameters::FromMap({{"model", "m"}, {"skip_special_tokens", "false"}});
+  CHECK(l->skip_special_tokens == false);
 }
 
 TEST_CASE("model config: empty values and unfilled placeholders mean unset") {

@@ -231,6 +231,8 @@ TEST_CASE("request: bad values name the field") {
               invalid) == "embedding_bias: has 9 values, the vocabulary has 8");
   CHECK(Error(std::move(Plain().Add<float>("embedding_bias", {1, 2}, {0, NAN})), invalid) ==
         "embedding_bias: the value of token 1 is not finite");
+  CHECK(Error(std::move(Plain().Int("pad_id", -2)), invalid) == "pad_id: -2 must be at least -1");
+  CHECK(Read(std::move(Plain().Int("pad_id", 8))).ok());  // beyond the vocabulary
   CHECK(Error(std::move(Plain().Int("timeout_ms", 0)), invalid) ==
         "timeout_ms: 0 must be at least 1");
   CHECK(Error(std::move(Plain().Int("temperature", 1)), invalid) ==

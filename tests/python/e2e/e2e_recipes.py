@@ -37,6 +37,7 @@ SCRIPTED = Recipe(
         ),
         Variant("short", scripted={"max_seq_len": 24}),
         Variant("counted"),
+        Variant("keeping", {"skip_special_tokens": False}),
         Variant(
             "failing", {"max_restarts": 0}, {"fail_at_step": 4, "fault_count": 1000}, at_start=False
         ),

@@ -13,7 +13,17 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from e2e_client import infer, input_types, model_config, prompt, question
+from e2e_client import (
+    Stream,
+    http_post,
+    infer,
+    input_types,
+    make_request,
+    model_config,
+    prompt,
+    question,
+    stub,
+)
 from e2e_fields import (
     NEUTRAL_ENSEMBLE,
     NEUTRAL_LLM,
@@ -25,7 +35,7 @@ from e2e_fields import (
     WRONG_ENSEMBLE,
     WRONG_LLM,
 )
-from e2e_server import Server
+from e2e_server import VOCAB, Server
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNSUPPORTED = grpc.StatusCode.UNIMPLEMENTED
@@ -144,6 +154,15 @@ def test_any_value_of_ensemble(scripted: Server, ensemble: str, name: str) -> No
     assert infer(scripted.grpc, ensemble, fields).outputs["text_output"].shape == (1,)
 
 
+@pytest.mark.parametrize("model", MODELS.values())
+def test_a_padding_token_may_lie_beyond_the_vocabulary(scripted: Server, model: str) -> None:
+    plain, padded = (
+        infer(scripted.grpc, model, fields_of(model, "pad_id", pad_id)) for pad_id in (-1, VOCAB)
+    )
+    result = "output_ids" if model == "unary" else "text_output"
+    assert padded.outputs[result].tolist() == plain.outputs[result].tolist()
+
+
 RETENTION = {
     "retention_token_range_starts": [0],
     "retention_token_range_ends": [2],
@@ -230,6 +249,39 @@ def test_triton_s_timeout_counts_over_http_too(scripted: Server, model: str) -> 
     assert "deadline (timeout) passed" in body
     status, body = post_generate(scripted.http, model, good | {"timeout": -1})
     assert (status, "timeout: '-1' is not a number of microseconds" in body) == (400, True), body
+
+
+@pytest.mark.parametrize("model", MODELS.values())
+def test_a_priority_parameter_stays_with_triton_but_for_generate(
+    scripted: Server, model: str
+) -> None:
+    """As docs/interface.md warns: what never comes cannot be refused."""
+    good = prompt([5, 6], 2) if model == "unary" else question("a fox", 2)
+    request = make_request(scripted.grpc, model, good, parameters={"priority": 77})
+    stub(scripted.grpc).ModelInfer(request, timeout=30)
+    with Stream(scripted.grpc) as stream:
+        [reply] = stream.ask(model, good, parameters={"priority": 77})
+        assert reply.error == ""
+    status, body = http_post(scripted.http, f"/v2/models/{model}/infer", infer_body(model))
+    assert status == 200, body
+    status, body = post_generate(scripted.http, model, good | {"priority": 77})
+    assert (status, "priority: 77 is outside [0, 9]" in body) == (400, True), body
+
+
+def infer_body(model: str) -> dict[str, Any]:
+    """A good request with a priority, for HTTP's infer."""
+    values: dict[str, tuple[str, list[Any]]] = {
+        "text_input": ("BYTES", ["a fox"]),
+        "max_tokens": ("INT32", [2]),
+    }
+    if model == "unary":
+        names = ("input_ids", "input_lengths", "request_output_len")
+        values = {name: ("INT32", [1]) for name in names}
+    inputs = [
+        {"name": name, "datatype": dtype, "shape": [1, 1], "data": data}
+        for name, (dtype, data) in values.items()
+    ]
+    return {"inputs": inputs, "parameters": {"priority": 77}}
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,65 @@ def test_streamed_batch_through_the_ensemble(scripted: Server, ensemble: str) ->
     assert found == {i: decode(echo_of(text, 12)) for i, text in enumerate(texts)}
 
 
+@both_ensembles
+def test_a_row_out_of_range_does_not_stop_the_others(scripted: Server, ensemble: str) -> None:
+    texts = ["one fox", "two owls and a cat", "a hen"]
+    fields = {
+        "text_input": np.array([[text] for text in texts], object),
+        "max_tokens": np.array([[12], [0], [12]], np.int32),
+        "stream": np.array([[True]] * 3),
+    }
+    replies = ask(scripted.grpc, ensemble, fields)
+    [error] = [reply.error for reply in replies if reply.error]
+    assert "request_output_len (max_tokens): 0 must be at least 1" in error
+    found = {0: "", 2: ""}
+    for reply in replies:
+        if reply.outputs:
+            found[reply.one("batch_index")] += reply.text()
+    assert found == {i: decode(echo_of(texts[i], 12)) for i in found}
+
+
+@both_ensembles
+def test_a_row_that_cannot_be_read_refuses_the_request(scripted: Server, ensemble: str) -> None:
+    fields = {
+        "text_input": np.array([["one fox"], ["two owls"]], object),
+        "max_tokens": np.array([[12], [12]], np.int32),
+        "num_logprobs": np.array([[0], [-1]], np.int32),
+    }
+    [reply] = ask(scripted.grpc, ensemble, fields)
+    assert "num_logprobs: -1 must be at least 0" in reply.error
+    assert not reply.outputs
+
+
+def test_rows_that_differ_in_what_holds_for_all_are_refused(scripted: Server) -> None:
+    fields = {
+        "text_input": np.array([["one fox"], ["two owls"]], object),
+        "max_tokens": np.array([[12], [12]], np.int32),
+        "stream": np.array([[False], [True]]),
+    }
+    [reply] = ask(scripted.grpc, "ensemble", fields)
+    assert reply.error == (
+        "streaming (stream): false in row 0, true in row 1; must be the same in all rows of a "
+        "request"
+    )
+
+
+def test_every_row_has_its_own_number_of_sequences(scripted: Server) -> None:
+    fields = {
+        "input_ids": np.array([[11, 12], [21, 22]], np.int32),
+        "input_lengths": np.array([[2], [2]], np.int32),
+        "request_output_len": np.array([[3], [2]], np.int32),
+        "num_return_sequences": np.array([[1], [2]], np.int32),
+        "exclude_input_in_output": np.array([[True]] * 2),
+    }
+    found = {
+        (reply.one("batch_index"), reply.one("sequence_index")): reply.ids()
+        for reply in ask(scripted.grpc, "llm", fields)
+        if reply.outputs
+    }
+    assert found == {(0, 0): [11, 12, 11], (1, 0): [21, 22], (1, 1): [21, 22]}
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_several_sequences_have_an_index(scripted: Server, streaming: bool) -> None:
     fields = prompt(
@@ -340,6 +399,24 @@ def test_text_of_llm_without_the_ensemble(scripted: Server) -> None:
         prompt(ids, 9, return_text=True, skip_special_tokens=False, exclude_input_in_output=True),
     )
     assert whole.text() == tokenizer().decode(echo_of(TEXT, 9))
+
+
+@pytest.mark.parametrize("model", ["keeping", "keeping_ensemble", "keeping_steps"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_special_tokens_in_text_as_configured_unless_the_request_says(
+    scripted: Server, model: str, streamed: bool
+) -> None:
+    text = "a<|user|>fox"
+    ids = tokenizer()(text)["input_ids"]
+    expected = ids if streamed else ids * 2
+    kept, skipped = tokenizer().decode(expected), decode(expected)
+    assert kept != skipped
+    if model == "keeping":
+        fields = prompt(ids, len(ids), streaming=streamed, return_text=True)
+    else:
+        fields = question(text, len(ids), stream=streamed)
+    for given, answer in (({}, kept), ({"skip_special_tokens": True}, skipped)):
+        assert joined_text(ask(scripted.grpc, model, fields | given)) == answer
 
 
 def test_one_stream_carries_many_requests(scripted: Server) -> None:

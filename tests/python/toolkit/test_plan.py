@@ -44,10 +44,25 @@ def test_fraction_of_what_the_weights_leave(configure: Configure) -> None:
     assert plan.max_seq_len == 128
 
 
-def test_tokens_win_and_are_rounded_up(configure: Configure) -> None:
-    config = configure(kv_cache_tokens=33, kv_cache_bytes=1 << 20)
-    plan = make_plan(config, memory(1 << 20))
+def test_tokens_are_rounded_up(configure: Configure) -> None:
+    plan = make_plan(configure(kv_cache_tokens=33), memory(1 << 20))
     assert (plan.num_blocks, plan.budget_source) == (2, "kv_cache_tokens")
+
+
+def test_of_several_sizes_the_smallest_holds(configure: Configure) -> None:
+    block = 32 * PER_TOKEN
+
+    def planned(**sizes: Any) -> tuple[int, str]:
+        plan = make_plan(configure(**sizes), memory(WEIGHTS + 80 * block))
+        return plan.num_blocks, plan.budget_source.split()[0]
+
+    assert planned(kv_cache_tokens=64, kv_cache_bytes=3 * block) == (2, "kv_cache_tokens")
+    assert planned(kv_cache_tokens=128, kv_cache_bytes=3 * block) == (3, "kv_cache_bytes")
+    assert planned(kv_cache_tokens=64, kv_cache_fraction=0.5) == (2, "kv_cache_tokens")
+    assert planned(kv_cache_tokens=2000, kv_cache_fraction=0.5) == (40, "kv_cache_fraction")
+    assert planned(kv_cache_tokens=2000) == (63, "kv_cache_tokens")
+    assert planned(kv_cache_bytes=60 * block, kv_cache_fraction=0.5) == (40, "kv_cache_fraction")
+    assert planned(kv_cache_bytes=20 * block, kv_cache_fraction=0.5) == (20, "kv_cache_bytes")
 
 
 def test_bytes_are_rounded_down(configure: Configure) -> None:

@@ -21,6 +21,7 @@ from slipstream.models.checkpoint import Checkpoint, resolve_checkpoint
 from slipstream.models.config_reader import CheckpointError
 from slipstream.models.loader import choose_dtype, load_decoder
 from slipstream.tokenization.token_table import export_token_table
+from slipstream.worker import memory
 from slipstream.worker.config import ConfigError, WorkerConfig
 from slipstream.worker.startup import choose_device, make_runner, token_table
 
@@ -236,12 +237,31 @@ def test_kv_cache_sizes(checkpoint):
     assert by_bytes.caches[0].shape.bytes_per_block == per_block
     assert by_bytes.caches[0].num_blocks == 10
     assert by_bytes.caches[0].pool.nbytes == 10 * per_block
-    both = load_runner(path, kv_cache_tokens=41, kv_cache_bytes=1)
-    assert both.caches[0].num_blocks == 11
     with pytest.raises(ConfigError, match=f"kv_cache_bytes leaves 99 .*tokens takes {per_block}"):
         load_runner(path, kv_cache_tokens=0, kv_cache_bytes=99)
     share = load_runner(path, kv_cache_tokens=0, kv_cache_fraction=0.01)
     assert share.caches[0].num_blocks > 1000
+
+
+def test_of_several_kv_cache_sizes_the_smallest_holds(checkpoint, monkeypatch):
+    path = checkpoint("gqa").path
+    per_block = 3 * 2 * 2 * 4 * 16 * 4
+    monkeypatch.setattr(memory, "free_memory", lambda device: 80 * per_block)
+
+    def blocks(**sizes):
+        return load_runner(path, **{"kv_cache_tokens": 0} | sizes).caches[0].num_blocks
+
+    assert blocks(kv_cache_tokens=41) == 11
+    assert blocks(kv_cache_tokens=41, kv_cache_bytes=20 * per_block) == 11
+    assert blocks(kv_cache_tokens=81, kv_cache_bytes=20 * per_block) == 20
+    assert blocks(kv_cache_tokens=41, kv_cache_fraction=0.5) == 11
+    assert blocks(kv_cache_tokens=400, kv_cache_fraction=0.5) == 40
+    assert blocks(kv_cache_tokens=400) == 100  # no share of the free memory was asked for
+    assert blocks(kv_cache_bytes=20 * per_block, kv_cache_fraction=0.5) == 20
+    assert blocks(kv_cache_bytes=60 * per_block, kv_cache_fraction=0.5) == 40
+    assert blocks() == 20
+    with pytest.raises(ConfigError, match="kv_cache_bytes leaves 1 bytes"):
+        blocks(kv_cache_tokens=41, kv_cache_bytes=1)
 
 
 def test_max_seq_len_is_bounded_by_the_checkpoint(checkpoint):
