@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,19 @@ def test_stop_strings_cut_the_text(demo: LLM) -> None:
     ].completions[0]
     assert completion.text == whole[:cut]
     assert (completion.finish_reason, completion.stop_reason) == ("stop_sequence", stop)
+
+
+def test_a_tokenizer_apart_from_the_weights_makes_the_text(demo: LLM, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(demo_model_path(), bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    plain = SamplingParams(max_tokens=40)
+    expected = demo.generate("Once upon a time", plain)[0].text
+    assert len(expected) > 40
+    stop = expected[20:26]
+    with LLM(bare, tokenizer=demo_model_path(), kv_cache_tokens=16384) as llm:
+        assert llm.generate("Once upon a time", plain)[0].text == expected
+        cut = llm.generate("Once upon a time", SamplingParams(max_tokens=40, stop=(stop,)))[0]
+    assert cut.text == expected[: expected.index(stop)]
 
 
 def test_same_seed_same_tokens_alone_and_among_others(demo: LLM) -> None:
