@@ -230,8 +230,10 @@ class LLM:
         return list(self.tokenizer(text)["input_ids"])
 
     def _deliver(self) -> None:
-        while not self._closed.is_set():
-            for event in self._executor.wait_events(_POLL_S):
+        closed = False
+        while not closed:
+            closed = self._closed.is_set()  # then the executor has ended, and all events are there
+            for event in self._executor.wait_events(0.0 if closed else _POLL_S):
                 waiting = self._queues.get(event["ticket"])
                 if waiting is not None:
                     waiting.put(event)
