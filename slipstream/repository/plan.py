@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from slipstream.config import SlipstreamConfig
 from slipstream.errors import SlipstreamError
-from slipstream.repository.checkpoint import CheckpointFacts, read_checkpoint
-from slipstream.repository.machine import free_host_memory, list_gpus
+from slipstream.repository.checkpoint import CheckpointFacts, UnmeasuredError, read_checkpoint
+from slipstream.repository.machine import VISIBLE_DEVICES, free_host_memory, list_gpus, visible_gpus
 
 # On a CPU the cache shares memory with everything else on the machine.
 CPU_KV_CACHE_FRACTION = 0.25
@@ -158,22 +159,35 @@ def device_memory(config: SlipstreamConfig) -> Memory:
     """The device that the configuration means on this machine.
 
     Raises:
+        UnmeasuredError: CUDA_VISIBLE_DEVICES names a part of a GPU.
         PlanError: it names a GPU that is not there.
     """
+    shown = os.environ.get(VISIBLE_DEVICES)
+    if config.model.device != "cpu" and (shown or "").startswith("MIG-"):
+        raise UnmeasuredError(
+            f"{VISIBLE_DEVICES} is {shown!r}; nvidia-smi does not list the free memory of MIG "
+            "instances"
+        )
     index = _gpu_index(config)
     if index is None:
         return Memory("cpu", free_host_memory())
-    gpus = {gpu.index: gpu for gpu in list_gpus()}
-    if index not in gpus:
-        raise PlanError(f"device is {config.model.device!r}; nvidia-smi lists {len(gpus)} GPUs")
-    return Memory(f"cuda:{index} ({gpus[index].name})", gpus[index].free)
+    gpus = visible_gpus()
+    if index >= len(gpus):
+        raise PlanError(
+            f"device is {config.model.device!r}; nvidia-smi lists {len(list_gpus())} GPUs"
+            + (f", {VISIBLE_DEVICES} {shown!r} shows {len(gpus)}" if shown is not None else "")
+        )
+    gpu = gpus[index]
+    other = f", nvidia-smi's {gpu.index}" if gpu.index != index else ""
+    return Memory(f"cuda:{index} ({gpu.name}{other})", gpu.free)
 
 
 def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
     """Does the arithmetic for a resolved configuration; ``memory`` defaults to this machine's.
 
     Raises:
-        UnmeasuredError: the checkpoint's size cannot be told before it is loaded.
+        UnmeasuredError: the checkpoint's size cannot be told before it is loaded, or the device's
+            not at all.
         CheckpointError: the checkpoint is not supported, or damaged.
         PlanError: it does not fit, with the numbers.
     """
@@ -220,7 +234,7 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
 def _gpu_index(config: SlipstreamConfig) -> int | None:
     """The GPU that will be used; None for the CPU."""
     device = config.model.device
-    if device == "cpu" or (device == "auto" and not list_gpus()):
+    if device == "cpu" or (device == "auto" and not visible_gpus()):
         return None
     return int(device.partition(":")[2] or 0)
 

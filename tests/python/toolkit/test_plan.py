@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,15 +151,74 @@ def test_missing_gpu_is_refused(configure: Configure, monkeypatch: pytest.Monkey
         make_plan(configure(device="cuda:3"))
 
 
-def test_gpus_are_read_from_nvidia_smi(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An nvidia-smi that tells of them: 1000, 1001 and 1002 MiB are free."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '0, NVIDIA H200, 143771, 1000'\n")
+    lines = [
+        f"{i}, NVIDIA H200, 143771, {1000 + i}, GPU-{uuid}-0000"
+        for i, uuid in enumerate(("7a51", "7a62", "c0de"))
+    ]
+    tool.write_text("#!/bin/sh\ncat <<end\n" + "\n".join(lines) + "\nend\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_gpus_are_read_from_nvidia_smi(configure: Configure) -> None:
     plan = make_plan(configure(kv_cache_tokens=32))
     assert plan.memory == Memory("cuda:0 (NVIDIA H200)", 1000 << 20)
+    plan = make_plan(configure(kv_cache_tokens=32, device="cuda:2"))
+    assert plan.memory == Memory("cuda:2 (NVIDIA H200)", 1002 << 20)
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(
+    ("visible", "indices"),
+    [
+        ("2", [2]),
+        ("1,0", [1, 0]),
+        (" 2 , 1 ", [2, 1]),
+        ("0,7,1", [0]),
+        ("1,-1,0", [1]),
+        ("1,,0", [1]),
+        ("2,2", []),
+        ("GPU-c0de-0000", [2]),
+        ("GPU-7a62,GPU-c", [1, 2]),
+        ("GPU-7a", []),  # of two
+        ("GPU-c0de,GPU-ffff,GPU-7a51", [2]),
+        ("NoDevFiles", []),
+        ("-1", []),
+        ("", []),
+    ],
+)
+def test_what_cuda_shows_is_planned_for(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, visible: str, indices: list[int]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for number, index in enumerate(indices):
+        memory = make_plan(configure(kv_cache_tokens=32, device=f"cuda:{number}")).memory
+        other = f", nvidia-smi's {index}" if index != number else ""
+        assert memory == Memory(f"cuda:{number} (NVIDIA H200{other})", (1000 + index) << 20)
+    past = f"cuda:{len(indices)}"
+    message = f"device is '{past}'; nvidia-smi lists 3 GPUs, CUDA_VISIBLE_DEVICES '{visible}' shows"
+    with pytest.raises(PlanError, match=re.escape(f"{message} {len(indices)}")):
+        make_plan(configure(kv_cache_tokens=32, device=past))
+    automatic = make_plan(configure()).memory.device
+    assert automatic.partition(" ")[0] == ("cuda:0" if indices else "cpu")
+    fraction = "0.9" if indices else "0.25"
+    assert make_plan(configure()).budget_source.startswith(f"kv_cache_fraction {fraction} ")
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_a_part_of_a_gpu_is_not_measured(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
+    with pytest.raises(UnmeasuredError, match="CUDA_VISIBLE_DEVICES is 'MIG-1234'; nvidia-smi"):
+        make_plan(configure())
+    assert make_plan(configure(device="cpu")).memory.device == "cpu"
 
 
 def test_on_a_cpu_the_cache_takes_less_by_default(configure: Configure) -> None:
