@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from e2e_metrics import wait_for
 from e2e_server import END_ID, HOST, VOCAB, decode, tokenizer
 
 from slipstream.demo import demo_model_path
+from slipstream.server import choose_ports
 from slipstream.tokenization import export_token_table
 
 TEXT = "Once upon a time there was a fox"
@@ -101,6 +104,50 @@ def test_ctrl_c_lets_a_running_stream_end_and_refuses_a_new_one(tmp_path: Path) 
         assert joined_text(replies) == decode(expected)
         assert serve.process.wait(30) == 0
         assert not psutil.pid_exists(serve.facts["server_pid"])
+
+
+def test_the_command_that_build_prints_serves(tmp_path: Path) -> None:
+    """In a shell that knows nothing of this Python, with ports of the test's own."""
+    build = [sys.executable, "-m", "slipstream.cli", "repo", "build", "--device", "cpu"]
+    build += ["--kv-cache-tokens", "2048", "--output", "a repository"]
+    printed = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    [command] = [line for line in printed.splitlines() if line.startswith("serve it: ")]
+    ports = choose_ports(HOST)
+    command = command.removeprefix("serve it: ") + (
+        f" --http-port={ports.http} --grpc-port={ports.grpc} --metrics-port={ports.metrics}"
+    )
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"{command}\nexit $?"],  # the shell stays, and tells how it ended
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        url = f"http://{HOST}:{ports.http}/v2/health/ready"
+        wait_for(lambda: answers(url) or process.poll() is not None, 120, "it is ready")
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        [reply] = ask(f"{HOST}:{ports.grpc}", "ensemble", question(TEXT, 20))
+        assert not reply.error
+        assert reply.text().startswith(TEXT)
+        assert len(reply.text()) > len(TEXT) + 20
+        [server] = psutil.Process(process.pid).children()
+        server.terminate()
+        assert process.wait(30) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def test_two_starts_at_once_do_not_share_a_port(tmp_path: Path) -> None:
