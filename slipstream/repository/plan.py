@@ -210,7 +210,7 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
     kv_dtype = _kv_dtype(config, facts, dtype)
     max_seq_len = _max_seq_len(config, facts)
     groups, least, budget, source = _groups(
-        config, facts, kv_dtype, max_seq_len, memory.free - weights
+        config, facts, kv_dtype, max_seq_len, memory.free - weights, on_gpu=memory.device != "cpu"
     )
     plan = Plan(
         facts=facts,
@@ -274,7 +274,13 @@ def _kv_dtype(config: SlipstreamConfig, facts: CheckpointFacts, dtype: str) -> s
 
 
 def _groups(
-    config: SlipstreamConfig, facts: CheckpointFacts, kv_dtype: str, max_seq_len: int, free: int
+    config: SlipstreamConfig,
+    facts: CheckpointFacts,
+    kv_dtype: str,
+    max_seq_len: int,
+    free: int,
+    *,
+    on_gpu: bool,
 ) -> tuple[tuple[GroupPlan, ...], int, int, str]:
     """The groups as a worker makes them, what it needs of each, the budget and its name."""
     # The worker's own arithmetic; torch, which comes with it, is loaded only by who plans.
@@ -292,11 +298,11 @@ def _groups(
         budget = sum(count * size for count, size in zip(pools, sizes, strict=True))
         source = "kv_cache_tokens"
     else:
-        automatic = CPU_KV_CACHE_FRACTION if _gpu_index(config) is None else GPU_KV_CACHE_FRACTION
+        automatic = GPU_KV_CACHE_FRACTION if on_gpu else CPU_KV_CACHE_FRACTION
         fraction = cache.kv_cache_fraction or automatic
         budget = cache.kv_cache_bytes or int(free * fraction)
         source = f"kv_cache_fraction {fraction:g} of what the weights leave"
-        if _gpu_index(config) is not None:
+        if on_gpu:
             source += "; the worker first measures and takes off what a step needs"
         if cache.kv_cache_bytes:
             source = "kv_cache_bytes"

@@ -212,6 +212,13 @@ def test_what_cuda_shows_is_planned_for(
 
 
 @pytest.mark.usefixtures("three_gpus")
+def test_the_memory_that_is_given_is_planned_for(configure: Configure) -> None:
+    """Whatever there is here."""
+    plan = make_plan(configure(), memory(1 << 30))
+    assert plan.budget_source.startswith("kv_cache_fraction 0.25 ")
+
+
+@pytest.mark.usefixtures("three_gpus")
 def test_a_part_of_a_gpu_is_not_measured(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,12 +231,12 @@ def test_a_part_of_a_gpu_is_not_measured(
 def test_on_a_cpu_the_cache_takes_less_by_default(configure: Configure) -> None:
     from slipstream.worker.memory import KV_CACHE_FRACTIONS
 
-    def source(**options: Any) -> str:
-        return make_plan(configure(**options), memory(1 << 30)).budget_source
+    def source(device: str, **options: Any) -> str:
+        return make_plan(configure(**options), Memory(device, 1 << 30)).budget_source
 
-    assert source(device="cpu").startswith("kv_cache_fraction 0.25 ")
-    assert source(device="cuda").startswith("kv_cache_fraction 0.9 ")
-    assert source(device="cpu", kv_cache_fraction=0.5).startswith("kv_cache_fraction 0.5 ")
+    assert source("cpu").startswith("kv_cache_fraction 0.25 ")
+    assert source("cuda:0 (NVIDIA H200)").startswith("kv_cache_fraction 0.9 ")
+    assert source("cpu", kv_cache_fraction=0.5).startswith("kv_cache_fraction 0.5 ")
     # The plan is for the worker that will run.
     assert KV_CACHE_FRACTIONS == {"cpu": CPU_KV_CACHE_FRACTION, "cuda": GPU_KV_CACHE_FRACTION}
 
