@@ -248,7 +248,7 @@ def test_a_refused_prompt_leaves_none_of_its_batch_behind(demo: LLM) -> None:
 def test_a_worker_comes_back_with_the_cache_it_had() -> None:
     """Whatever memory is free at the time of the restart."""
     prompt = list(range(300, 340))
-    with LLM(demo_model_path(), kv_cache_fraction=0.2) as llm:
+    with LLM(demo_model_path(), device="cpu", kv_cache_fraction=0.2) as llm:
         first = llm.generate([prompt], GREEDY)[0].completions[0].token_ids
         blocks = llm.metrics()["kv_blocks_total"]
         hog = bytearray(3 << 30)
