@@ -104,6 +104,8 @@ def server_options(
 ) -> ServerOptions:
     """How the server of a repository is run."""
     server = config.server
+    # What follows the order to exit ends streams through an ensemble of steps.
+    steps = config.repository.ensemble == "steps"
     return ServerOptions(
         repository=repository,
         backends=backend_directory(),
@@ -112,7 +114,7 @@ def server_options(
         log=log,
         exit_timeout_s=server.exit_timeout_s,
         log_verbose=server.log_verbose,
-        wait_for_idle=config.repository.ensemble == "steps",
+        wait_for_idle_s=config.worker.drain_timeout_ms / 1000 if steps else 0.0,
         extra=extra,
     )
 

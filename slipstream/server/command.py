@@ -23,7 +23,7 @@ class ServerOptions:
     log: Path
     exit_timeout_s: int = 35
     log_verbose: int = 0
-    wait_for_idle: bool = True  # before it is told to exit: see TritonProcess.drain
+    wait_for_idle_s: float = 30.0  # at most, before it is told to exit: see TritonProcess.drain
     extra: tuple[str, ...] = ()
 
 

@@ -215,13 +215,13 @@ class TritonProcess:
     def drain(self) -> None:
         """Asks for the exit, which refuses new requests and lets running ones finish.
 
-        With ``wait_for_idle`` it first waits until no request is left, at most the exit time-out:
-        tritonserver 2.51 cuts off streams through an ensemble of steps when it is told to exit.
+        It first waits until no request is left, at most ``wait_for_idle_s``, while it still accepts
+        new ones: tritonserver 2.51 cuts off streams through an ensemble of steps when it is told to
+        exit.
         """
-        if not self._options.wait_for_idle:
-            self.terminate()
-            return
-        deadline = time.monotonic() + self._options.exit_timeout_s
+        options = self._options
+        wait_s = 0.0 if self._told_to_exit else min(options.wait_for_idle_s, options.exit_timeout_s)
+        deadline = time.monotonic() + wait_s
         quiet = 0
         while self._process.poll() is None and time.monotonic() < deadline:
             quiet = quiet + 1 if self.is_idle() else 0
