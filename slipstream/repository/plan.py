@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 from slipstream.config import SlipstreamConfig
 from slipstream.errors import SlipstreamError
-from slipstream.repository.checkpoint import CheckpointFacts, UnmeasuredError, read_checkpoint
+from slipstream.repository.checkpoint import (
+    DTYPE_BYTES,
+    CheckpointFacts,
+    UnmeasuredError,
+    read_checkpoint,
+)
 from slipstream.repository.machine import VISIBLE_DEVICES, free_host_memory, list_gpus, visible_gpus
 
 # On a CPU the cache shares memory with everything else on the machine.
@@ -71,6 +76,8 @@ class Plan:
     least_blocks: int
     max_seq_len: int
     max_num_seqs: int
+    max_num_tokens: int
+    step_bytes: int | None  # an estimate; None: known only once the model is loaded
 
     @property
     def bytes_per_block(self) -> int:
@@ -91,7 +98,7 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.kv_bytes
+        return self.weight_bytes + self.kv_bytes + (self.step_bytes or 0)
 
     def rows(self) -> list[tuple[str, str]]:
         """The arithmetic as pairs of label and value, in the order it is done."""
@@ -112,13 +119,25 @@ class Plan:
                 f"{self.max_seq_len:,} tokens; {at_once:,} of that length fit at once "
                 f"(at most {self.max_num_seqs} run)",
             ),
-            ("total", size(self.total_bytes)),
+            ("activations", self._activations()),
+            ("total", size(self.total_bytes) + self._beside()),
             (
                 "a reload",
                 f"runs the old and the new instance side by side: up to "
                 f"{size(2 * self.total_bytes)}; unload first to avoid it",
             ),
         ]
+
+    def _activations(self) -> str:
+        if self.step_bytes is None:
+            return "known only once the model is loaded"
+        return f"about {size(self.step_bytes)}, in a step of {self.max_num_tokens:,} tokens"
+
+    def _beside(self) -> str:
+        beside = [] if self.step_bytes is not None else ["activations"]
+        if self.memory.device != "cpu":
+            beside += ["CUDA itself", "its graphs"]
+        return f", and beside it {' and '.join(beside)}" if beside else ""
 
     def _groups(self) -> list[tuple[str, str]]:
         rows = []
@@ -209,8 +228,12 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
     _refuse_deterministic(config, facts, dtype, memory)
     kv_dtype = _kv_dtype(config, facts, dtype)
     max_seq_len = _max_seq_len(config, facts)
+    on_gpu = memory.device != "cpu"
+    step = _step_bytes(config, facts, dtype)
+    # The worker, too, takes off what a step needs, on a GPU only.
+    left = max(0, memory.free - weights - ((step or 0) if on_gpu else 0))
     groups, least, budget, source = _groups(
-        config, facts, kv_dtype, max_seq_len, memory.free - weights, on_gpu=memory.device != "cpu"
+        config, facts, kv_dtype, max_seq_len, left, on_gpu=on_gpu
     )
     plan = Plan(
         facts=facts,
@@ -226,6 +249,8 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
         least_blocks=least,
         max_seq_len=max_seq_len,
         max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_tokens=config.scheduler.max_num_tokens,
+        step_bytes=step,
     )
     _refuse_impossible(plan)
     return plan
@@ -303,7 +328,7 @@ def _groups(
         budget = cache.kv_cache_bytes or int(free * fraction)
         source = f"kv_cache_fraction {fraction:g} of what the weights leave"
         if on_gpu:
-            source += "; the worker first measures and takes off what a step needs"
+            source += ", less a step, which the worker measures"
         if cache.kv_cache_bytes:
             source = "kv_cache_bytes"
         pools = pools_for_bytes(masks, sizes, serving, budget)
@@ -319,6 +344,17 @@ def _groups(
         for mask, group, blocks, bytes_per_block in zip(masks, groups, pools, sizes, strict=True)
     )
     return plans, serving.least(masks), budget, source
+
+
+def _step_bytes(config: SlipstreamConfig, facts: CheckpointFacts, dtype: str) -> int | None:
+    from slipstream.models.spec import ArchSpec  # costs torch
+    from slipstream.models.step_memory import step_bytes
+
+    if not isinstance(facts.spec, ArchSpec):
+        return None
+    scheduler = config.scheduler
+    value_bytes = DTYPE_BYTES[dtype]
+    return step_bytes(facts.spec, value_bytes, scheduler.max_num_tokens, scheduler.max_num_seqs)
 
 
 def _max_seq_len(config: SlipstreamConfig, facts: CheckpointFacts) -> int:
