@@ -151,6 +151,20 @@ def test_doctor_warns_of_the_wheels_server(monkeypatch: pytest.MonkeyPatch) -> N
     assert checks.check_server_bugs().state == "ok"
 
 
+def test_doctor_says_what_cuda_shows_of_the_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, NVIDIA H200, 143771, 1024, GPU-7a51'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    listed = "0: NVIDIA H200, 1.00 GiB of 140.40 GiB free"
+    assert checks.check_gpus().found == listed
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert checks.check_gpus().found == f"{listed}; CUDA_VISIBLE_DEVICES '' shows 0"
+
+
 def test_doctor_warns_of_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.resource, "getrlimit", lambda which: (1024, 2048))
     check = checks.check_open_files()
