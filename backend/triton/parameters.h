@@ -23,7 +23,8 @@ struct PythonParameters {
 
 // What the worker is told; the names are those of its configuration message.
 struct WorkerParameters {
-  std::string model;  // Hugging Face directory or hub id
+  std::string model;      // Hugging Face directory or hub id
+  std::string tokenizer;  // likewise; empty: the model's
   std::string revision;
   std::string dtype = "auto";
   std::string device = "auto";

@@ -30,6 +30,7 @@ nlohmann::json WorkerConfig(const LlmParameters& parameters) {
   nlohmann::json config = {
       {"version", SLIPSTREAM_VERSION},
       {"model", worker.model},
+      {"tokenizer", worker.tokenizer},
       {"dtype", worker.dtype},
       {"device", worker.device},
       {"load_format", worker.load_format},

@@ -25,11 +25,11 @@ _POLL_S = 0.2
 
 
 class LLM:
-    """A loaded model. Without a tokenizer beside it, prompts are token ids and texts are empty.
+    """A loaded model. Without a tokenizer, prompts are token ids and texts are empty.
 
     Args:
         model: a Hugging Face directory or hub id.
-        tokenizer: likewise; default the model's own.
+        tokenizer: likewise; default the model's own, if it has one.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         max_num_seqs: sequences that run at once; ``max_num_tokens``: token budget of one step.
@@ -85,6 +85,7 @@ class LLM:
         config.policy = getattr(_core.SchedulerPolicy, policy.upper())
         worker = {
             "model": str(model),
+            "tokenizer": str(tokenizer or ""),
             "dtype": dtype,
             "device": device,
             "tokens_per_block": tokens_per_block,
@@ -229,8 +230,10 @@ class LLM:
         return list(self.tokenizer(text)["input_ids"])
 
     def _deliver(self) -> None:
-        while not self._closed.is_set():
-            for event in self._executor.wait_events(_POLL_S):
+        closed = False
+        while not closed:
+            closed = self._closed.is_set()  # then the executor has ended, and all events are there
+            for event in self._executor.wait_events(0.0 if closed else _POLL_S):
                 waiting = self._queues.get(event["ticket"])
                 if waiting is not None:
                     waiting.put(event)

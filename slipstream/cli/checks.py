@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from slipstream.repository.machine import free_host_memory, list_gpus
+from slipstream.repository.machine import VISIBLE_DEVICES, free_host_memory, list_gpus, visible_gpus
 from slipstream.repository.plan import size
 from slipstream.server.installation import (
     INSTALL_HINT,
@@ -149,6 +149,9 @@ def check_gpus() -> Check:
     if not gpus:
         return Check("ok", "GPUs", "none; models run on the CPU")
     found = "; ".join(f"{g.index}: {g.name}, {size(g.free)} of {size(g.total)} free" for g in gpus)
+    shown = os.environ.get(VISIBLE_DEVICES)
+    if shown is not None:
+        found += f"; {VISIBLE_DEVICES} {shown!r} shows {len(visible_gpus())}"
     return Check("ok", "GPUs", found)
 
 
@@ -163,7 +166,7 @@ def check_torch_build() -> Check:
     if list_gpus() and cuda is None:
         fix = "pip install --force-reinstall 'torch>=2.11' (a CUDA build)"
         return Check("warning", name, "for CPUs, but there is a GPU", fix)
-    if list_gpus() and not torch.cuda.is_available():
+    if visible_gpus() and not torch.cuda.is_available():
         return Check("warning", name, f"CUDA {cuda}, but it sees no GPU", "update the driver")
     return Check("ok", name, f"CUDA {cuda}" if cuda else "for CPUs")
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +11,10 @@ import typer
 
 from slipstream.cli.console import note, say, table
 from slipstream.cli.flags import with_config
+from slipstream.cli.serving import command_to_serve
 from slipstream.config import SlipstreamConfig
 from slipstream.repository import build_repository, lint_repository, resolve
 from slipstream.repository.plan import make_plan
-from slipstream.server import PRELOADED_LIBRARY, backend_directory
 
 repo_app = typer.Typer(help="Make and check model repositories.", no_args_is_help=True)
 
@@ -37,14 +36,7 @@ def build(
     """Write the model repository of a checkpoint."""
     for file in build_repository(resolve(config), output, force=force):
         say(str(file))
-    backends = shlex.quote(str(backend_directory()))
-    preloaded = shlex.quote(str(backend_directory() / PRELOADED_LIBRARY))
-    repository = shlex.quote(str(output))
-    local = " ".join(f"--{port}-address 127.0.0.1" for port in ("http", "grpc", "metrics"))
-    note(
-        f"serve it: LD_PRELOAD={preloaded} tritonserver --model-repository {repository} "
-        f"--backend-directory {backends} {local}"
-    )
+    note(f"serve it: {command_to_serve(config, output)}")
 
 
 @repo_app.command()

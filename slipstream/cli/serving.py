@@ -20,13 +20,16 @@ from slipstream.repository.checkpoint import UnmeasuredError
 from slipstream.repository.plan import make_plan
 from slipstream.repository.render import NAMING
 from slipstream.server import (
+    InstallationError,
     Ports,
     PortTakenError,
     ServerOptions,
     TritonProcess,
+    TritonServer,
     backend_directory,
     choose_ports,
     find_tritonserver,
+    shell_command,
 )
 
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
@@ -88,19 +91,47 @@ def prepare(
         except UnmeasuredError as error:
             note(f"no memory plan: {error}")
     build_repository(config, repository, force=force)
+    options = server_options(config, repository, _choose_ports(config), log, extra)
+    return Prepared(config, repository, options, tuple(NAMING[config.repository.naming].values()))
+
+
+def server_options(
+    config: SlipstreamConfig,
+    repository: Path,
+    ports: Ports,
+    log: Path,
+    extra: tuple[str, ...] = (),
+) -> ServerOptions:
+    """How the server of a repository is run."""
     server = config.server
-    options = ServerOptions(
+    # What follows the order to exit ends streams through an ensemble of steps.
+    steps = config.repository.ensemble == "steps"
+    return ServerOptions(
         repository=repository,
         backends=backend_directory(),
         host=server.host,
-        ports=_choose_ports(config),
+        ports=ports,
         log=log,
         exit_timeout_s=server.exit_timeout_s,
         log_verbose=server.log_verbose,
-        wait_for_idle=config.repository.ensemble == "steps",
+        wait_for_idle_s=config.worker.drain_timeout_ms / 1000 if steps else 0.0,
         extra=extra,
     )
-    return Prepared(config, repository, options, tuple(NAMING[config.repository.naming].values()))
+
+
+def command_to_serve(config: SlipstreamConfig, repository: Path) -> str:
+    """The command that serves a repository from a shell. Without a server here it names the one
+    that PATH will give."""
+    section = config.server
+    ports = Ports(section.http_port, section.grpc_port, section.metrics_port)
+    options = server_options(config, repository.resolve(), ports, Path())
+    try:
+        server = find_tritonserver(section.tritonserver)
+    except InstallationError:
+        if section.tritonserver:
+            raise
+        server = TritonServer(Path("tritonserver"), "PATH")
+    return shell_command(server, options)
 
 
 def start(prepared: Prepared) -> TritonProcess:

@@ -38,7 +38,7 @@ class ModelSection(Section):
     tokenizer: str = _option(
         "",
         "tokenizer directory; empty: the model's",
-        roles=("tokenize", "detokenize", "pipeline"),
+        roles=ALL_ROLES,
     )
     revision: str = _option("", "revision of a hub id", roles=ALL_ROLES)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 from slipstream.config import nearest
 from slipstream.repository.findings import Report
-from slipstream.repository.lint_model import check_name, check_tensors
+from slipstream.repository.lint_model import check_name, check_tensors, check_tokenizer
 from slipstream.repository.render import BACKEND, is_role
 from slipstream.repository.tensors import INTERFACES
 from slipstream.repository.wiring import REFUSED_BY_TOKENIZE, STEPS
@@ -49,6 +49,7 @@ def check_ensemble(
         return
     if _is_ours(message, models):
         check_tensors(message, INTERFACES["pipeline"], report)
+    _check_tokenizers(message, models, report)
     signals = {
         entry.name: _Signal("the client", entry.data_type, tuple(entry.dims), entry.optional)
         for entry in message.input
@@ -82,6 +83,16 @@ def _steps_exist(message: Any, models: Mapping[str, Any], broken: Set[str], repo
 
 def _is_ours(message: Any, models: Mapping[str, Any]) -> bool:
     return any(is_role(models[s.model_name], "llm") for s in message.ensemble_scheduling.step)
+
+
+def _check_tokenizers(message: Any, models: Mapping[str, Any], report: Report) -> None:
+    steps = [
+        (step.model_name, models[step.model_name]) for step in message.ensemble_scheduling.step
+    ]
+    for llm in (model for _, model in steps if is_role(model, "llm")):
+        for name, model in steps:
+            if any(is_role(model, role) for role in ("tokenize", "detokenize")):
+                check_tokenizer(f"step[{name}]", model, llm, report)
 
 
 def _collect_outputs(

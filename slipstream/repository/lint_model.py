@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,7 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 from slipstream.config import Role, SlipstreamConfig, all_options, nearest, role_parameters
 from slipstream.repository.drop_in import MARKERS, OTHER_KEYS, PLACEHOLDERS, QUEUE_SIZE
 from slipstream.repository.findings import Report
-from slipstream.repository.render import BACKEND, POSTPROCESSING_INSTANCES, type_number
+from slipstream.repository.render import (
+    BACKEND,
+    POSTPROCESSING_INSTANCES,
+    is_role,
+    type_number,
+)
 from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES, Interface, Tensor
 
 _ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize", "pipeline")
@@ -35,6 +41,24 @@ def check_name(name: str, message: Any, report: Report) -> None:
             "max_batch_size",
             f"{message.max_batch_size}: must be at least 1, clients send a batch dimension",
         )
+
+
+def check_tokenizer(key: str, message: Any, llm: Any, report: Report) -> None:
+    """A model's tokenizer against that of the ``llm`` that makes its text."""
+    mine, theirs = _tokenizer(message), _tokenizer(llm)
+    if mine and theirs and Path(mine) != Path(theirs):
+        report.warning(key, f"has tokenizer {mine!r}, but {llm.name} makes text with {theirs!r}")
+
+
+def _tokenizer(message: Any) -> str:
+    """As written; an ``llm`` takes its model's if none is named. Empty: nothing to tell."""
+    parameters = {key: value.string_value.strip() for key, value in message.parameters.items()}
+    if parameters.get("worker") == "scripted":
+        return ""
+    keys = ["tokenizer", "tokenizer_dir"]
+    if is_role(message, "llm"):
+        keys += _MODEL_KEYS["llm"]
+    return next((parameters[key] for key in keys if parameters.get(key)), "")
 
 
 def check_model(name: str, message: Any, report: Report) -> None:

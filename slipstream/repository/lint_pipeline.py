@@ -9,6 +9,7 @@ from typing import Any
 
 from slipstream.config import nearest
 from slipstream.repository.findings import Report
+from slipstream.repository.lint_model import check_tokenizer
 from slipstream.repository.render import LLM_NAME, is_role
 
 _DEFAULT = "llm"
@@ -48,3 +49,4 @@ def check_pipeline(
             "model_transaction_policy.decoupled",
             f"{str(mine).lower()}, but {name} has {str(theirs).lower()}",
         )
+    check_tokenizer("parameters[tokenizer]", message, llm, report)

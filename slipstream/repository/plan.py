@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from slipstream.config import SlipstreamConfig
 from slipstream.errors import SlipstreamError
-from slipstream.repository.checkpoint import CheckpointFacts, read_checkpoint
-from slipstream.repository.machine import free_host_memory, list_gpus
+from slipstream.repository.checkpoint import (
+    DTYPE_BYTES,
+    CheckpointFacts,
+    UnmeasuredError,
+    read_checkpoint,
+)
+from slipstream.repository.machine import VISIBLE_DEVICES, free_host_memory, list_gpus, visible_gpus
 
 # On a CPU the cache shares memory with everything else on the machine.
 CPU_KV_CACHE_FRACTION = 0.25
@@ -70,6 +76,8 @@ class Plan:
     least_blocks: int
     max_seq_len: int
     max_num_seqs: int
+    max_num_tokens: int
+    step_bytes: int | None  # an estimate; None: known only once the model is loaded
 
     @property
     def bytes_per_block(self) -> int:
@@ -90,7 +98,7 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.kv_bytes
+        return self.weight_bytes + self.kv_bytes + (self.step_bytes or 0)
 
     def rows(self) -> list[tuple[str, str]]:
         """The arithmetic as pairs of label and value, in the order it is done."""
@@ -111,13 +119,25 @@ class Plan:
                 f"{self.max_seq_len:,} tokens; {at_once:,} of that length fit at once "
                 f"(at most {self.max_num_seqs} run)",
             ),
-            ("total", size(self.total_bytes)),
+            ("activations", self._activations()),
+            ("total", size(self.total_bytes) + self._beside()),
             (
                 "a reload",
                 f"runs the old and the new instance side by side: up to "
                 f"{size(2 * self.total_bytes)}; unload first to avoid it",
             ),
         ]
+
+    def _activations(self) -> str:
+        if self.step_bytes is None:
+            return "known only once the model is loaded"
+        return f"about {size(self.step_bytes)}, in a step of {self.max_num_tokens:,} tokens"
+
+    def _beside(self) -> str:
+        beside = [] if self.step_bytes is not None else ["activations"]
+        if self.memory.device != "cpu":
+            beside += ["CUDA itself", "its graphs"]
+        return f", and beside it {' and '.join(beside)}" if beside else ""
 
     def _groups(self) -> list[tuple[str, str]]:
         rows = []
@@ -158,22 +178,35 @@ def device_memory(config: SlipstreamConfig) -> Memory:
     """The device that the configuration means on this machine.
 
     Raises:
+        UnmeasuredError: CUDA_VISIBLE_DEVICES names a part of a GPU.
         PlanError: it names a GPU that is not there.
     """
+    shown = os.environ.get(VISIBLE_DEVICES)
+    if config.model.device != "cpu" and (shown or "").startswith("MIG-"):
+        raise UnmeasuredError(
+            f"{VISIBLE_DEVICES} is {shown!r}; nvidia-smi does not list the free memory of MIG "
+            "instances"
+        )
     index = _gpu_index(config)
     if index is None:
         return Memory("cpu", free_host_memory())
-    gpus = {gpu.index: gpu for gpu in list_gpus()}
-    if index not in gpus:
-        raise PlanError(f"device is {config.model.device!r}; nvidia-smi lists {len(gpus)} GPUs")
-    return Memory(f"cuda:{index} ({gpus[index].name})", gpus[index].free)
+    gpus = visible_gpus()
+    if index >= len(gpus):
+        raise PlanError(
+            f"device is {config.model.device!r}; nvidia-smi lists {len(list_gpus())} GPUs"
+            + (f", {VISIBLE_DEVICES} {shown!r} shows {len(gpus)}" if shown is not None else "")
+        )
+    gpu = gpus[index]
+    other = f", nvidia-smi's {gpu.index}" if gpu.index != index else ""
+    return Memory(f"cuda:{index} ({gpu.name}{other})", gpu.free)
 
 
 def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
     """Does the arithmetic for a resolved configuration; ``memory`` defaults to this machine's.
 
     Raises:
-        UnmeasuredError: the checkpoint's size cannot be told before it is loaded.
+        UnmeasuredError: the checkpoint's size cannot be told before it is loaded, or the device's
+            not at all.
         CheckpointError: the checkpoint is not supported, or damaged.
         PlanError: it does not fit, with the numbers.
     """
@@ -195,8 +228,12 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
     _refuse_deterministic(config, facts, dtype, memory)
     kv_dtype = _kv_dtype(config, facts, dtype)
     max_seq_len = _max_seq_len(config, facts)
+    on_gpu = memory.device != "cpu"
+    step = _step_bytes(config, facts, dtype)
+    # The worker, too, takes off what a step needs, on a GPU only.
+    left = max(0, memory.free - weights - ((step or 0) if on_gpu else 0))
     groups, least, budget, source = _groups(
-        config, facts, kv_dtype, max_seq_len, memory.free - weights
+        config, facts, kv_dtype, max_seq_len, left, on_gpu=on_gpu
     )
     plan = Plan(
         facts=facts,
@@ -212,6 +249,8 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
         least_blocks=least,
         max_seq_len=max_seq_len,
         max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_tokens=config.scheduler.max_num_tokens,
+        step_bytes=step,
     )
     _refuse_impossible(plan)
     return plan
@@ -220,7 +259,7 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
 def _gpu_index(config: SlipstreamConfig) -> int | None:
     """The GPU that will be used; None for the CPU."""
     device = config.model.device
-    if device == "cpu" or (device == "auto" and not list_gpus()):
+    if device == "cpu" or (device == "auto" and not visible_gpus()):
         return None
     return int(device.partition(":")[2] or 0)
 
@@ -260,7 +299,13 @@ def _kv_dtype(config: SlipstreamConfig, facts: CheckpointFacts, dtype: str) -> s
 
 
 def _groups(
-    config: SlipstreamConfig, facts: CheckpointFacts, kv_dtype: str, max_seq_len: int, free: int
+    config: SlipstreamConfig,
+    facts: CheckpointFacts,
+    kv_dtype: str,
+    max_seq_len: int,
+    free: int,
+    *,
+    on_gpu: bool,
 ) -> tuple[tuple[GroupPlan, ...], int, int, str]:
     """The groups as a worker makes them, what it needs of each, the budget and its name."""
     # The worker's own arithmetic; torch, which comes with it, is loaded only by who plans.
@@ -283,7 +328,7 @@ def _groups(
         pools = pools_for_bytes(masks, sizes, serving, cache.kv_cache_bytes)
         choices.append((pools, cache.kv_cache_bytes, "kv_cache_bytes"))
     if cache.kv_cache_fraction or not choices:
-        budget, source = _share(config, free)
+        budget, source = _share(config, free, on_gpu=on_gpu)
         choices.append((pools_for_bytes(masks, sizes, serving, budget), budget, source))
     pools, budget, source = min(choices, key=lambda choice: choice[0])
     plans = tuple(
@@ -300,15 +345,25 @@ def _groups(
     return plans, serving.least(masks), budget, source
 
 
-def _share(config: SlipstreamConfig, free: int) -> tuple[int, str]:
+def _share(config: SlipstreamConfig, free: int, *, on_gpu: bool) -> tuple[int, str]:
     """The bytes that ``kv_cache_fraction`` gives of what the weights leave, and their name."""
-    on_gpu = _gpu_index(config) is not None
     automatic = GPU_KV_CACHE_FRACTION if on_gpu else CPU_KV_CACHE_FRACTION
     fraction = config.kv_cache.kv_cache_fraction or automatic
     source = f"kv_cache_fraction {fraction:g} of what the weights leave"
     if on_gpu:
-        source += "; the worker first measures and takes off what a step needs"
+        source += ", less a step, which the worker measures"
     return int(free * fraction), source
+
+
+def _step_bytes(config: SlipstreamConfig, facts: CheckpointFacts, dtype: str) -> int | None:
+    from slipstream.models.spec import ArchSpec  # costs torch
+    from slipstream.models.step_memory import step_bytes
+
+    if not isinstance(facts.spec, ArchSpec):
+        return None
+    scheduler = config.scheduler
+    value_bytes = DTYPE_BYTES[dtype]
+    return step_bytes(facts.spec, value_bytes, scheduler.max_num_tokens, scheduler.max_num_seqs)
 
 
 def _max_seq_len(config: SlipstreamConfig, facts: CheckpointFacts) -> int:

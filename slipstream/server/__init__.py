@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tritonserver process: which one is installed, starting and stopping it."""
 
+from slipstream.server.command import ServerOptions, shell_command
 from slipstream.server.installation import (
-    PRELOADED_LIBRARY,
     InstallationError,
     TritonServer,
     backend_directory,
@@ -13,12 +13,10 @@ from slipstream.server.ports import Ports, choose_ports
 from slipstream.server.process import (
     PortTakenError,
     ServerError,
-    ServerOptions,
     TritonProcess,
 )
 
 __all__ = [
-    "PRELOADED_LIBRARY",
     "InstallationError",
     "PortTakenError",
     "Ports",
@@ -29,4 +27,5 @@ __all__ = [
     "backend_directory",
     "choose_ports",
     "find_tritonserver",
+    "shell_command",
 ]

@@ -16,6 +16,7 @@ from pathlib import Path
 import slipstream
 from slipstream.errors import SlipstreamError
 
+SERVER_VARIABLES = ("SLIPSTREAM_PYTHON", "LD_PRELOAD")  # what the server finds set
 ENVIRONMENT_VARIABLE = "SLIPSTREAM_TRITONSERVER"
 BACKEND_LIBRARY = Path("slipstream/libtriton_slipstream.so")
 PRELOADED_LIBRARY = Path("slipstream/libslipstream_preload.so")

@@ -15,11 +15,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 
 from slipstream.errors import SlipstreamError
+from slipstream.server.command import ServerOptions, command_line
 from slipstream.server.installation import TritonServer, server_environment
 from slipstream.server.listeners import taken_port
 from slipstream.server.ports import Ports
@@ -52,21 +52,6 @@ class PortTakenError(ServerError):
         self.port = port
 
 
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """What to run and where it listens."""
-
-    repository: Path
-    backends: Path
-    host: str
-    ports: Ports
-    log: Path
-    exit_timeout_s: int = 35
-    log_verbose: int = 0
-    wait_for_idle: bool = True  # before it is told to exit: see TritonProcess.drain
-    extra: tuple[str, ...] = ()
-
-
 def _before_exec() -> None:
     """In the child: a server does not outlive whoever started it, even one killed with -9, and
     has as many descriptors as it may: every connection takes one."""
@@ -75,26 +60,6 @@ def _before_exec() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # more than the kernel's fs.nr_open
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def command_line(server: TritonServer, options: ServerOptions) -> list[str]:
-    """The arguments that start the server."""
-    host, ports = options.host, options.ports
-    return [
-        str(server.binary),
-        f"--model-repository={options.repository}",
-        f"--backend-directory={options.backends}",
-        f"--http-address={host}",
-        f"--http-port={ports.http}",
-        f"--grpc-address={host}",
-        f"--grpc-port={ports.grpc}",
-        f"--metrics-address={host}",
-        f"--metrics-port={ports.metrics}",
-        "--disable-auto-complete-config",
-        f"--exit-timeout-secs={options.exit_timeout_s}",
-        f"--log-verbose={options.log_verbose}",
-        *options.extra,
-    ]
 
 
 class TritonProcess:
@@ -250,13 +215,13 @@ class TritonProcess:
     def drain(self) -> None:
         """Asks for the exit, which refuses new requests and lets running ones finish.
 
-        With ``wait_for_idle`` it first waits until no request is left, at most the exit time-out:
-        tritonserver 2.51 cuts off streams through an ensemble of steps when it is told to exit.
+        It first waits until no request is left, at most ``wait_for_idle_s``, while it still accepts
+        new ones: tritonserver 2.51 cuts off streams through an ensemble of steps when it is told to
+        exit.
         """
-        if not self._options.wait_for_idle:
-            self.terminate()
-            return
-        deadline = time.monotonic() + self._options.exit_timeout_s
+        options = self._options
+        wait_s = 0.0 if self._told_to_exit else min(options.wait_for_idle_s, options.exit_timeout_s)
+        deadline = time.monotonic() + wait_s
         quiet = 0
         while self._process.poll() is None and time.monotonic() < deadline:
             quiet = quiet + 1 if self.is_idle() else 0

@@ -28,6 +28,7 @@ class WorkerConfig(BaseModel):
     version: str
     frame_version: int
     model: str = Field(min_length=1)
+    tokenizer: str = ""  # whose token table HELLO has; empty: the model's
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     tokens_per_block: int = Field(default=32, ge=1, le=1024)

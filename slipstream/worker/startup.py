@@ -89,7 +89,7 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     table = b""
     if config.token_table:
         progress(0.95, "reading the tokenizer")
-        table = token_table(path, trust_remote_code=config.trust_remote_code)
+        table = token_table(config, path)
     progress(1.0, "ready")
     return LoadedModel(runner, hello(config, runner, table))
 
@@ -243,17 +243,32 @@ def _memory_message(decoder: ServedModel, cache: int, rest: str) -> str:
     )
 
 
-def token_table(path: Path, *, trust_remote_code: bool) -> bytes:
-    """The detokenizer's table; empty when the checkpoint has no tokenizer."""
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+def token_table(config: WorkerConfig, path: Path) -> bytes:
+    """The detokenizer's table, of the tokenizer that is configured, else of the one beside the
+    model in ``path``; empty when there is none. Raises ConfigError for one that cannot be loaded.
+    """
+    of_model = not config.tokenizer or _is_same(config.tokenizer, config.model)
+    if of_model and not any((path / name).is_file() for name in _TOKENIZER_FILES):
         return b""
     from transformers import AutoTokenizer  # costs import time
 
     from slipstream.tokenization.token_table import export_token_table
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    source = str(path) if of_model else config.tokenizer
+    revision = {} if of_model or config.revision is None else {"revision": config.revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=config.trust_remote_code, **revision
+        )
+    except Exception as error:  # transformers raises many kinds, and few name what they tried
+        raise ConfigError(f"tokenizer is {source!r}: it cannot be loaded: {error}") from error
     table: bytes = export_token_table(tokenizer)
     return table
+
+
+def _is_same(tokenizer: str, model: str) -> bool:
+    """Whether both name one directory, or one hub id."""
+    return Path(tokenizer).resolve() == Path(model).resolve()
 
 
 def hello(config: WorkerConfig, runner: ModelRunner, table: bytes) -> dict[str, Any]:

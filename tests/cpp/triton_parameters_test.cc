@@ -115,6 +115,15 @@ TEST_CASE("parameters: attention windows are a list") {
   CHECK_FALSE(LlmParameters::FromMap({{"model", "m"}, {"max_attention_window_size", "1,,2"}}).ok());
 }
 
+TEST_CASE("parameters: the llm takes a tokenizer, by either name") {
+  for (const char* key : {"tokenizer", "tokenizer_dir"}) {
+    const auto p = LlmParameters::FromMap({{"model", "m"}, {key, "/t"}});
+    REQUIRE(p.ok());
+    CHECK(p->worker.tokenizer == "/t");
+    CHECK(p->without_effect.empty());
+  }
+}
+
 TEST_CASE("parameters: the tokenizer roles") {
   const auto t = TokenizeParameters::FromMap(
       {{"role", "tokenize"}, {"tokenizer_dir", "/t"}, {"tokenizer_processes", "3"}});

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,19 @@ def test_stop_strings_cut_the_text(demo: LLM) -> None:
     assert (completion.finish_reason, completion.stop_reason) == ("stop_sequence", stop)
 
 
+def test_a_tokenizer_apart_from_the_weights_makes_the_text(demo: LLM, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(demo_model_path(), bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    plain = SamplingParams(max_tokens=40)
+    expected = demo.generate("Once upon a time", plain)[0].text
+    assert len(expected) > 40
+    stop = expected[20:26]
+    with LLM(bare, tokenizer=demo_model_path(), kv_cache_tokens=16384) as llm:
+        assert llm.generate("Once upon a time", plain)[0].text == expected
+        cut = llm.generate("Once upon a time", SamplingParams(max_tokens=40, stop=(stop,)))[0]
+    assert cut.text == expected[: expected.index(stop)]
+
+
 def test_same_seed_same_tokens_alone_and_among_others(demo: LLM) -> None:
     params = SamplingParams(max_tokens=20, temperature=1.2, seed=5, ignore_eos=True)
     alone = demo.generate("Once upon", params)[0].completions[0].token_ids
@@ -234,7 +248,7 @@ def test_a_refused_prompt_leaves_none_of_its_batch_behind(demo: LLM) -> None:
 def test_a_worker_comes_back_with_the_cache_it_had() -> None:
     """Whatever memory is free at the time of the restart."""
     prompt = list(range(300, 340))
-    with LLM(demo_model_path(), kv_cache_fraction=0.2) as llm:
+    with LLM(demo_model_path(), device="cpu", kv_cache_fraction=0.2) as llm:
         first = llm.generate([prompt], GREEDY)[0].completions[0].token_ids
         blocks = llm.metrics()["kv_blocks_total"]
         hog = bytearray(3 << 30)

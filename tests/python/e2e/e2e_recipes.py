@@ -159,6 +159,7 @@ DETERMINISTIC = Recipe(
     overrides=_QUICK_STATISTICS
     | {
         "model": str(demo_model_path()),
+        "device": "cpu",
         "kv_cache_tokens": 16384,
         "max_num_tokens": 100,
         "deterministic": True,

@@ -60,7 +60,7 @@ def test_parameters_are_written_in_full(repository: Path, checkpoint: Path) -> N
     assert set(llm) == set(role_parameters(SlipstreamConfig(), "llm"))
     assert llm["model"] == str(checkpoint)
     post = {key: v.string_value for key, v in read(repository, "postprocessing").parameters.items()}
-    assert post["tokenizer"] == str(checkpoint)
+    assert post["tokenizer"] == llm["tokenizer"] == str(checkpoint)
     assert post["role"] == "detokenize"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,11 +14,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from slipstream.cli import checks
+from slipstream.cli import checks, serving
 from slipstream.cli.app import app, main
 from slipstream.config import all_options
 from slipstream.repository.render import parse_text
-from slipstream.server import InstallationError, TritonServer
+from slipstream.server import InstallationError, TritonServer, find_tritonserver
 
 from .test_server import executable
 
@@ -49,9 +50,15 @@ def test_flags_over_file(tmp_path: Path, checkpoint: Path) -> None:
     assert code == 0
     files = [line for line in output.splitlines() if line.endswith("config.pbtxt")]
     assert len(files) == 4
-    assert "libslipstream_preload.so tritonserver --model-repository" in " ".join(output.split())
+    [line] = [line for line in output.splitlines() if line.startswith("serve it: ")]
+    words = shlex.split(line.removeprefix("serve it: "))
+    assert words[0] == f"SLIPSTREAM_PYTHON={sys.executable}"
+    assert words[1].endswith("libslipstream_preload.so")
+    server = find_tritonserver()
+    assert words[2:4] == [str(server.binary), f"--model-repository={tmp_path / 'r'}"]
+    assert {"--disable-auto-complete-config", "--exit-timeout-secs=35"} < set(words)
     for port in ("http", "grpc", "metrics"):
-        assert f"--{port}-address 127.0.0.1" in " ".join(output.split())
+        assert f"--{port}-address=127.0.0.1" in words
     message = parse_text((tmp_path / "r" / "llm" / "config.pbtxt").read_text())
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     assert parameters["max_num_seqs"] == "8"
@@ -61,6 +68,29 @@ def test_flags_over_file(tmp_path: Path, checkpoint: Path) -> None:
     assert parameters["enable_partial_reuse"] == "true"
     assert json.loads(parameters["scripted"]) == {"a": 1}
     assert parameters["model"] == str(checkpoint)
+
+
+def test_what_a_file_says_of_the_server_is_in_the_command(tmp_path: Path, checkpoint: Path) -> None:
+    file, binary = tmp_path / "slipstream.yaml", executable(tmp_path / "tritonserver")
+    server = f"{{host: 0.0.0.0, http_port: 81, exit_timeout_s: 7, tritonserver: {binary}}}"
+    file.write_text(f"server: {server}\n")
+    code, output = run("repo", "build", str(checkpoint), "-o", str(tmp_path / "r"), "-c", str(file))
+    assert code == 0
+    words = output.split()
+    assert {str(binary), "--http-address=0.0.0.0", "--http-port=81"} < set(words)
+    assert "--exit-timeout-secs=7" in words
+
+
+def test_without_a_server_here_the_command_names_the_one_on_path(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*arguments: object) -> TritonServer:
+        raise InstallationError("no tritonserver")
+
+    monkeypatch.setattr(serving, "find_tritonserver", none)
+    code, output = run("repo", "build", str(checkpoint), "-o", str(tmp_path / "r"))
+    assert code == 0
+    assert "libslipstream_preload.so tritonserver --model-repository=" in output
 
 
 def test_lint_exits_by_severity(repository: Path) -> None:
@@ -119,6 +149,20 @@ def test_doctor_warns_of_the_wheels_server(monkeypatch: pytest.MonkeyPatch) -> N
     other = TritonServer(Path("/opt/tritonserver/bin/tritonserver"), "/opt/tritonserver")
     monkeypatch.setattr(checks, "find_tritonserver", lambda: other)
     assert checks.check_server_bugs().state == "ok"
+
+
+def test_doctor_says_what_cuda_shows_of_the_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, NVIDIA H200, 143771, 1024, GPU-7a51'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    listed = "0: NVIDIA H200, 1.00 GiB of 140.40 GiB free"
+    assert checks.check_gpus().found == listed
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert checks.check_gpus().found == f"{listed}; CUDA_VISIBLE_DEVICES '' shows 0"
 
 
 def test_doctor_warns_of_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,9 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
          "max_batch_size: 128, but llm takes batches of 64"),
         ("ensemble", "decoupled: true", "decoupled: false",
          "model_transaction_policy.decoupled: false, but llm has true"),
+        ("ensemble", 'key: "tokenizer"\n  value {\n    string_value: "',
+         'key: "tokenizer"\n  value {\n    string_value: "/other',
+         "parameters[tokenizer]: has tokenizer '/other"),
         ("ensemble", 'name: "top_k"', 'name: "runtime_top_k"',
          "input[runtime_top_k]: no such tensor; the nearest is 'top_k'"),
     ],
@@ -88,6 +91,19 @@ def test_faults_of_steps_are_named(
     steps_repository: Path, old: str, new: str, expected: str
 ) -> None:
     check_fault(steps_repository, "ensemble", old, new, expected)
+
+
+@pytest.mark.parametrize("model", ["preprocessing", "postprocessing"])
+def test_steps_with_another_tokenizer_than_the_llm_are_named(
+    steps_repository: Path, model: str
+) -> None:
+    key = 'key: "tokenizer"\n  value {\n    string_value: "'
+    change(steps_repository, model, key, f"{key}/other")
+    [finding] = lint_repository(steps_repository)
+    assert finding.file == steps_repository / "ensemble" / "config.pbtxt"
+    assert (finding.key, finding.severity) == (f"step[{model}]", "warning")
+    assert finding.message.startswith("has tokenizer '/other/")
+    assert "but llm makes text with" in finding.message
 
 
 def check_fault(repository: Path, model: str, old: str, new: str, expected: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ Configure = Callable[..., SlipstreamConfig]
 # 2 (keys, values) x 2 layers x 2 heads x 8 x 2 bytes
 PER_TOKEN = 128
 WEIGHTS = 1024 * 2
+# 2,048 tokens x (5 x 32 hidden + 3 x 64 of the MLP) x 2 bytes
+STEP = 2048 * 352 * 2
 
 
 def memory(free: int) -> Memory:
@@ -40,8 +43,23 @@ def test_fraction_of_what_the_weights_leave(configure: Configure) -> None:
     assert plan.bytes_per_block == 16 * PER_TOKEN
     assert plan.num_blocks == 10
     assert plan.kv_tokens == 160
-    assert plan.total_bytes == WEIGHTS + 160 * PER_TOKEN
+    assert plan.step_bytes == STEP
+    assert plan.total_bytes == WEIGHTS + 160 * PER_TOKEN + STEP
     assert plan.max_seq_len == 128
+
+
+def test_on_a_gpu_a_step_is_taken_off_first(configure: Configure) -> None:
+    config = configure(kv_cache_fraction=0.5, tokens_per_block=16)
+    free = WEIGHTS + STEP + 20 * 16 * PER_TOKEN + 100
+    plan = make_plan(config, Memory("cuda:0 (NVIDIA H200)", free))
+    assert plan.num_blocks == 10
+    rows = dict(plan.rows())
+    assert rows["activations"] == "about 1.4 MiB, in a step of 2,048 tokens"
+    assert rows["total"] == "1.4 MiB, and beside it CUDA itself and its graphs"
+    with pytest.raises(
+        PlanError, match="the KV cache holds nothing: kv_cache_fraction 0.5 of what"
+    ):
+        make_plan(config, Memory("cuda:0 (NVIDIA H200)", WEIGHTS + STEP - 1))
 
 
 def test_tokens_are_rounded_up(configure: Configure) -> None:
@@ -92,7 +110,9 @@ def test_rows_say_the_arithmetic(configure: Configure) -> None:
     assert rows["KV cache per token"] == "2 x 2 layers x 2 heads x 8 x bfloat16 = 128 B"
     assert rows["KV cache"] == "8 blocks = 256 tokens = 32.0 KiB"
     assert "2 of that length fit at once" in rows["longest request"]
-    assert "side by side: up to 68.0 KiB" in rows["a reload"]
+    assert rows["activations"] == "about 1.4 MiB, in a step of 2,048 tokens"
+    assert rows["total"] == "1.4 MiB"
+    assert "side by side: up to 2.8 MiB" in rows["a reload"]
 
 
 @pytest.mark.parametrize(
@@ -165,26 +185,92 @@ def test_missing_gpu_is_refused(configure: Configure, monkeypatch: pytest.Monkey
         make_plan(configure(device="cuda:3"))
 
 
-def test_gpus_are_read_from_nvidia_smi(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An nvidia-smi that tells of them: 1000, 1001 and 1002 MiB are free."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '0, NVIDIA H200, 143771, 1000'\n")
+    lines = [
+        f"{i}, NVIDIA H200, 143771, {1000 + i}, GPU-{uuid}-0000"
+        for i, uuid in enumerate(("7a51", "7a62", "c0de"))
+    ]
+    tool.write_text("#!/bin/sh\ncat <<end\n" + "\n".join(lines) + "\nend\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_gpus_are_read_from_nvidia_smi(configure: Configure) -> None:
     plan = make_plan(configure(kv_cache_tokens=32))
     assert plan.memory == Memory("cuda:0 (NVIDIA H200)", 1000 << 20)
+    plan = make_plan(configure(kv_cache_tokens=32, device="cuda:2"))
+    assert plan.memory == Memory("cuda:2 (NVIDIA H200)", 1002 << 20)
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(
+    ("visible", "indices"),
+    [
+        ("2", [2]),
+        ("1,0", [1, 0]),
+        (" 2 , 1 ", [2, 1]),
+        ("0,7,1", [0]),
+        ("1,-1,0", [1]),
+        ("1,,0", [1]),
+        ("2,2", []),
+        ("GPU-c0de-0000", [2]),
+        ("GPU-7a62,GPU-c", [1, 2]),
+        ("GPU-7a", []),  # of two
+        ("GPU-c0de,GPU-ffff,GPU-7a51", [2]),
+        ("NoDevFiles", []),
+        ("-1", []),
+        ("", []),
+    ],
+)
+def test_what_cuda_shows_is_planned_for(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, visible: str, indices: list[int]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for number, index in enumerate(indices):
+        memory = make_plan(configure(kv_cache_tokens=32, device=f"cuda:{number}")).memory
+        other = f", nvidia-smi's {index}" if index != number else ""
+        assert memory == Memory(f"cuda:{number} (NVIDIA H200{other})", (1000 + index) << 20)
+    past = f"cuda:{len(indices)}"
+    message = f"device is '{past}'; nvidia-smi lists 3 GPUs, CUDA_VISIBLE_DEVICES '{visible}' shows"
+    with pytest.raises(PlanError, match=re.escape(f"{message} {len(indices)}")):
+        make_plan(configure(kv_cache_tokens=32, device=past))
+    automatic = make_plan(configure()).memory.device
+    assert automatic.partition(" ")[0] == ("cuda:0" if indices else "cpu")
+    fraction = "0.9" if indices else "0.25"
+    assert make_plan(configure()).budget_source.startswith(f"kv_cache_fraction {fraction} ")
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_the_memory_that_is_given_is_planned_for(configure: Configure) -> None:
+    """Whatever there is here."""
+    plan = make_plan(configure(), memory(1 << 30))
+    assert plan.budget_source.startswith("kv_cache_fraction 0.25 ")
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_a_part_of_a_gpu_is_not_measured(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
+    with pytest.raises(UnmeasuredError, match="CUDA_VISIBLE_DEVICES is 'MIG-1234'; nvidia-smi"):
+        make_plan(configure())
+    assert make_plan(configure(device="cpu")).memory.device == "cpu"
 
 
 def test_on_a_cpu_the_cache_takes_less_by_default(configure: Configure) -> None:
     from slipstream.worker.memory import KV_CACHE_FRACTIONS
 
-    def source(**options: Any) -> str:
-        return make_plan(configure(**options), memory(1 << 30)).budget_source
+    def source(device: str, **options: Any) -> str:
+        return make_plan(configure(**options), Memory(device, 1 << 30)).budget_source
 
-    assert source(device="cpu").startswith("kv_cache_fraction 0.25 ")
-    assert source(device="cuda").startswith("kv_cache_fraction 0.9 ")
-    assert source(device="cpu", kv_cache_fraction=0.5).startswith("kv_cache_fraction 0.5 ")
+    assert source("cpu").startswith("kv_cache_fraction 0.25 ")
+    assert source("cuda:0 (NVIDIA H200)").startswith("kv_cache_fraction 0.9 ")
+    assert source("cpu", kv_cache_fraction=0.5).startswith("kv_cache_fraction 0.5 ")
     # The plan is for the worker that will run.
     assert KV_CACHE_FRACTIONS == {"cpu": CPU_KV_CACHE_FRACTION, "cuda": GPU_KV_CACHE_FRACTION}
 
@@ -313,8 +399,14 @@ def test_both_implementations_take_the_same_memory(configure: Configure, checkpo
     forced = config.model_copy(update={"model": model})
     ours, theirs = make_plan(config, memory(1 << 20)), make_plan(forced, memory(1 << 20))
     assert type(ours.facts.spec) is not type(theirs.facts.spec)
-    assert ours.rows() == theirs.rows()
     assert ours.groups == theirs.groups
+    pairs = zip(ours.rows(), theirs.rows(), strict=True)
+    differing = [(mine, other) for mine, other in pairs if mine != other]
+    assert [mine[0] for mine, _ in differing] == ["activations", "total", "a reload"]
+    assert [other[1] for _, other in differing[:2]] == [
+        "known only once the model is loaded",
+        "10.0 KiB, and beside it activations",
+    ]
 
 
 def test_code_of_a_checkpoint_does_not_run_for_a_plan(checkpoint: Path) -> None:

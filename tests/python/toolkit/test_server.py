@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from slipstream.server import (
     InstallationError,
+    Ports,
     ServerError,
     ServerOptions,
     TritonProcess,
@@ -25,8 +27,8 @@ from slipstream.server import (
 )
 from slipstream.server import ports as ports_module
 from slipstream.server import process as process_module
+from slipstream.server.command import command_line, shell_command
 from slipstream.server.installation import server_environment
-from slipstream.server.process import command_line
 
 FAKE = Path(__file__).with_name("fake_tritonserver.py")
 
@@ -163,6 +165,26 @@ def test_command_line_listens_only_where_told(tmp_path: Path) -> None:
     addresses = [part for part in line if "-address=" in part]
     assert addresses == [f"--{n}-address=127.0.0.1" for n in ("http", "grpc", "metrics")]
     assert line[-1] == "--x=1"
+
+
+def test_a_shell_gets_the_same_command_with_its_environment(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    printer = folder / "tritonserver"
+    printer.write_text('#!/bin/sh\necho "$SLIPSTREAM_PYTHON"\nprintf "%s\\n" "$@"\n')
+    printer.chmod(0o755)
+    server, given = TritonServer(printer, "test"), replace(options(folder), ports=Ports(0, 1, 2))
+    result = subprocess.run(
+        ["/bin/sh", "-c", shell_command(server, given)],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = [sys.executable, *command_line(server, given)[1:]]
+    assert result.stdout.splitlines() == expected
+    assert "--exit-timeout-secs=5" in expected
+    assert [part for part in expected if "-port" in part] == ["--grpc-port=1", "--metrics-port=2"]
 
 
 def test_ready_progress_and_drain(tmp_path: Path) -> None:

@@ -194,20 +194,47 @@ def test_progress_reaches_one(checkpoint):
     assert seen[-1] == 1.0
 
 
+def table_of(path, tokenizer=""):
+    return token_table(config(path, tokenizer=str(tokenizer)), path)
+
+
+def save_tokenizer(path, *words):
+    ids = {word: number for number, word in enumerate(("<unk>", *words))}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(ids, unk_token="<unk>")), unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(path)
+    return export_token_table(tokenizer)
+
+
 def test_a_checkpoint_without_tokenizer_has_no_table(checkpoint):
-    assert token_table(checkpoint("gqa").path, trust_remote_code=False) == b""
+    path = checkpoint("gqa").path
+    assert table_of(path) == b""
+    assert table_of(path, f"{path}/") == b""  # it is named, but as the model's
 
 
 def test_a_checkpoint_with_a_tokenizer_has_the_exported_table(copy_of):
     path = copy_of()
-    words = {"<unk>": 0, "hello": 1, "world": 2}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), unk_token="<unk>"
-    )
-    tokenizer.save_pretrained(path)
-    table = token_table(path, trust_remote_code=False)
-    assert table == export_token_table(tokenizer)
+    table = save_tokenizer(path, "hello", "world")
     assert b"hello" in table
+    assert table_of(path) == table_of(path, path) == table
+
+
+def test_the_table_is_of_the_tokenizer_that_is_configured(copy_of, tmp_path):
+    path, other = copy_of(), tmp_path / "other"
+    table = save_tokenizer(other, "hej")
+    assert table_of(path, other) == table
+    save_tokenizer(path, "hello")
+    assert table_of(path, other) == table
+
+
+def test_a_configured_tokenizer_that_is_none_is_named(copy_of, tmp_path):
+    path, other = copy_of(), tmp_path / "other"
+    save_tokenizer(path, "hello")
+    for _ in range(2):  # no directory; one without a tokenizer
+        with pytest.raises(ConfigError, match=f"tokenizer is '{other}': it cannot be loaded: "):
+            table_of(path, other)
+        other.mkdir(exist_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def config_map(path: Path, **overrides: Any) -> dict[str, Any]:
         "version": "0.1.0",
         "frame_version": frames.VERSION,
         "model": str(path),
+        "tokenizer": "",
         "dtype": "auto",
         "device": "cpu",
         "tokens_per_block": 4,
