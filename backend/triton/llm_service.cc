@@ -187,6 +187,12 @@ StatusOr<std::shared_ptr<LlmService::Ticket>> LlmService::Expect() {
   return ticket;
 }
 
+int32_t LlmService::max_sequences() const {
+  const RequestLimits& limits = executor_->limits();
+  const int32_t most = limits.max_return_sequences;
+  return limits.max_queue_requests > 0 ? std::min(most, limits.max_queue_requests) : most;
+}
+
 StatusOr<int64_t> LlmService::CheckRoom(int64_t sequences, int32_t priority, int64_t ahead) {
   // Not tokenized yet: a token each at least.
   return executor_->CheckRoom({sequences, sequences}, priority, {ahead, ahead});

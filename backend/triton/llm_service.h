@@ -50,6 +50,9 @@ class LlmService final : public std::enable_shared_from_this<LlmService> {
   bool idle() const { return delivery_.num_live() == 0; }
   const ReaderSettings& reader() const { return reader_; }
 
+  // Of one row of a request, at most.
+  int32_t max_sequences() const;
+
   // For a request that needs time until it can be served. kUnavailable once Stop() was called.
   StatusOr<std::shared_ptr<Ticket>> Expect();
   // kUnavailable when so many more sequences of a class would find the queue full, with those that

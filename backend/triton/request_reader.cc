@@ -382,7 +382,7 @@ uint64_t HashCacheSalt(const std::string& salt) {
   return hash.lo == 0 ? 1 : hash.lo;
 }
 
-StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now) {
+StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now, int32_t max_sequences) {
   Standing standing = {kPriorityClasses - 1, 0, 0};
   for (int64_t row = 0; row < request.batch(); ++row) {
     FieldReader in(request, row);
@@ -394,7 +394,8 @@ StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now) {
     // One out of range is refused with the rest of the request.
     standing.priority = std::min(standing.priority, std::max(spec.priority, 0));
     standing.deadline = std::max(standing.deadline, spec.deadline);
-    standing.sequences += std::max(spec.num_return_sequences, 1);
+    const int32_t n = spec.num_return_sequences;
+    standing.sequences += n >= 1 && n <= max_sequences ? n : 1;
   }
   return standing;
 }

@@ -56,7 +56,8 @@ struct Standing {
   TimeNs deadline = kNever;
   int64_t sequences = 1;
 };
-StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now);
+// max_sequences: of a row; one that asks for more will be refused, and counts as one.
+StatusOr<Standing> ReadStanding(const RequestData& request, TimeNs now, int32_t max_sequences);
 
 // `now`: CLOCK_MONOTONIC, for deadlines. Ranges of sampling parameters and lengths are the
 // Executor's to check; this reads, maps and refuses.

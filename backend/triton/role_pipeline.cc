@@ -106,7 +106,7 @@ Status PipelineModel::Enqueue(RequestData&& data, TimeNs arrival,
   if (!steps.ok()) return steps.status();
   if (Status s = CheckGiven(Role::kTokenize, steps->tokenize); !s.ok()) return s;
   if (Status s = CheckGiven(Role::kLlm, steps->llm); !s.ok()) return s;
-  auto standing = ReadStanding(steps->llm, arrival);
+  auto standing = ReadStanding(steps->llm, arrival, (*llm)->max_sequences());
   if (!standing.ok()) return standing.status();
   job.standing = *standing;
   auto rows = tokenizer_->Read(steps->tokenize);

@@ -97,6 +97,25 @@ TEST_CASE("pipeline: errors name the field as the client knows it") {
         "input 'runtime_top_k': role pipeline has no such input");
 }
 
+TEST_CASE("pipeline: what asks for more sequences than ever fit is told so, and holds up nothing") {
+  const auto llm = Llm(R"({"step_us": 1000})", true, {{"max_queue_requests", "4"}});
+  const auto pipeline = Pipeline();
+  const auto wants = [](int32_t n) {
+    auto spec = AskText("fox", 4);
+    return With(std::move(spec), host::In<int32_t>("num_return_sequences", {1, 1}, {n}));
+  };
+  for (const int32_t n : {5, 2560, 0, -3}) {
+    const auto refused = Send(pipeline.get(), wants(n));
+    const auto served = Send(pipeline.get(), wants(3));  // beside it, whichever comes first
+    const auto error = refused->WaitFinal().back().error;
+    REQUIRE(static_cast<bool>(error));
+    CHECK(error->first == TRITONSERVER_ERROR_INVALID_ARG);
+    CHECK(error->second.find("num_return_sequences: " + std::to_string(n)) == 0);
+    CHECK_FALSE(static_cast<bool>(served->WaitFinal().back().error));
+    CheckClean({refused, served});
+  }
+}
+
 TEST_CASE("pipeline: an error that is about no field stays as it is") {
   CHECK(NamedForClient(Status::Unavailable("the queue is full: 1")).message() ==
         "the queue is full: 1");
