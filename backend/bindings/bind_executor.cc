@@ -122,14 +122,35 @@ std::unique_ptr<PyExecutor> StartScripted(const ExecutorConfig& config, const st
   return Start(config, std::make_unique<ScriptedWorker>(std::move(worker)), progress);
 }
 
-uint64_t Submit(PyExecutor& self, uint64_t ticket, double timeout_s, const py::kwargs& fields) {
+RequestSpec SpecFor(uint64_t ticket, double timeout_s, const py::kwargs& fields) {
   RequestSpec spec = SpecFromKwargs(fields);
   spec.context = std::make_shared<Ticket>(ticket);
   if (timeout_s > 0) spec.deadline = After(timeout_s);
+  return spec;
+}
+
+uint64_t Submit(PyExecutor& self, uint64_t ticket, double timeout_s, const py::kwargs& fields) {
+  RequestSpec spec = SpecFor(ticket, timeout_s, fields);
   py::gil_scoped_release release;
   auto handle = self.executor().Submit(std::move(spec));
   py::gil_scoped_acquire acquire;
   return ValueOrThrow(std::move(handle)).id;
+}
+
+std::vector<uint64_t> SubmitAll(PyExecutor& self, const std::vector<uint64_t>& tickets,
+                                const py::list& requests) {
+  std::vector<RequestSpec> specs;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const py::dict fields(requests[i].attr("copy")());
+    const double timeout_s = fields.attr("pop")("timeout_s", 0.0).cast<double>();
+    specs.push_back(SpecFor(tickets.at(i), timeout_s, py::reinterpret_borrow<py::kwargs>(fields)));
+  }
+  py::gil_scoped_release release;
+  auto handles = self.executor().SubmitAll(std::move(specs));
+  py::gil_scoped_acquire acquire;
+  std::vector<uint64_t> ids;
+  for (const RequestHandle handle : ValueOrThrow(std::move(handles))) ids.push_back(handle.id);
+  return ids;
 }
 
 py::list WaitEvents(PyExecutor& self, double timeout_s) {
@@ -160,6 +181,8 @@ void BindExecutor(py::module_& m) {
       .def("submit", &Submit, py::arg("ticket"), py::arg("timeout_s") = 0.0,
            "Queues a request. ValueError: the request is wrong; RuntimeError: no room for it now. "
            "Its events carry `ticket`.")
+      .def("submit_all", &SubmitAll, py::arg("tickets"), py::arg("requests"),
+           "Queues requests, each a dict of submit()'s keywords, all or none.")
       .def("cancel", [](PyExecutor& self, uint64_t id) { self.executor().Cancel({id}); })
       .def("cancel_by_client_id",
            [](PyExecutor& self, const std::string& id) { self.executor().CancelByClientId(id); })

@@ -150,22 +150,47 @@ Status Executor::Load(const WorkerPort::Progress& progress) {
 }
 
 StatusOr<RequestHandle> Executor::Submit(RequestSpec spec) {
-  if (!spec.sampling.has_seed) spec.sampling.seed = RandomSeed();
-  auto request = Request::Create(std::move(spec), limits_);
-  if (!request.ok()) return request.status();
-  const int32_t n = request->spec().num_return_sequences;
-  const int64_t tokens = int64_t{n} * request->prompt_len();
-  const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
+  std::vector<RequestSpec> one;
+  one.push_back(std::move(spec));
+  auto handles = SubmitAll(std::move(one));
+  if (!handles.ok()) return handles.status();
+  return handles->front();
+}
+
+StatusOr<std::vector<RequestHandle>> Executor::SubmitAll(std::vector<RequestSpec> specs) {
+  std::vector<Request> requests;
+  for (RequestSpec& spec : specs) {
+    if (!spec.sampling.has_seed) spec.sampling.seed = RandomSeed();
+    auto request = Request::Create(std::move(spec), limits_);
+    if (!request.ok()) return request.status();
+    requests.push_back(std::move(*request));
+  }
+  std::vector<RequestHandle> handles;
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
     Inbox& in = *inbox_;
-    const Status room = in.CheckRoom(config_, {n, tokens}, request->spec().priority, {});
-    if (!room.ok()) return room;
-    in.Count(*request);
-    in.contents.submissions.push_back({id, std::move(*request), Now()});
+    const QueueLoad waiting = in.waiting;
+    const ClassLoads fresh = in.fresh;
+    for (const Request& request : requests) {
+      const int32_t n = request.spec().num_return_sequences;
+      const Status room = in.CheckRoom(config_, {n, int64_t{n} * request.prompt_len()},
+                                       request.spec().priority, {});
+      if (!room.ok()) {
+        in.waiting = waiting;
+        in.fresh = fresh;
+        return room;
+      }
+      in.Count(request);
+    }
+    const TimeNs now = Now();
+    for (Request& request : requests) {
+      const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
+      in.contents.submissions.push_back({id, std::move(request), now});
+      handles.push_back(RequestHandle{id});
+    }
   }
   Wake();
-  return RequestHandle{id};
+  return handles;
 }
 
 StatusOr<int64_t> Executor::CheckRoom(QueueLoad more, int32_t priority, QueueLoad ahead) {

@@ -55,6 +55,8 @@ class Executor {
   // full, draining or dead. Events may arrive before Submit returns: what identifies them is the
   // context (RequestSpec::context).
   StatusOr<RequestHandle> Submit(RequestSpec spec);
+  // All of them, to begin in the same step if it has room, or none.
+  StatusOr<std::vector<RequestHandle>> SubmitAll(std::vector<RequestSpec> specs);
 
   // Whether Submit() would find the queue too full for so much more, for a caller that has work to
   // do before it can submit; `ahead` is on its way here, too. Returns how many more sequences could

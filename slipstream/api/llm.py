@@ -141,29 +141,24 @@ class LLM:
         """
         batch = _as_batch(prompts)
         each = _params_for(batch, params)
-        started: list[tuple[RequestOutput, int]] = []
-        handles = []
+        submitted = self._submit(batch, each, streaming=False)
         try:
-            for prompt, own in zip(batch, each, strict=True):
-                output, ticket, handle = self._submit(prompt, own, streaming=False)
-                started.append((output, ticket))
-                handles.append(handle)
-            for output, ticket in started:
+            for output, ticket, _ in submitted:
                 for event in self._events(ticket):
                     _accumulate(output, event)
         except BaseException:  # an interrupt, too, must not leave requests behind
-            for handle, (_, ticket) in zip(handles, started, strict=True):
+            for _, ticket, handle in submitted:
                 self._executor.cancel(handle)
                 self._queues.pop(ticket, None)
             raise
-        return [output for output, _ in started]
+        return [output for output, _, _ in submitted]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Completes one prompt, yielding text as it is generated.
 
         Closing the iterator early cancels the request.
         """
-        _, ticket, handle = self._submit(prompt, params or SamplingParams(), streaming=True)
+        [(_, ticket, handle)] = self._submit([prompt], [params or SamplingParams()], streaming=True)
         try:
             for event in self._events(ticket):
                 yield _chunk(event)
@@ -201,26 +196,32 @@ class LLM:
         self.close()
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams, *, streaming: bool
-    ) -> tuple[RequestOutput, int, int]:
-        text = prompt if isinstance(prompt, str) else None
-        ids = self._encode(text) if text is not None else _token_ids(prompt)
-        ticket = next(self._tickets)
-        self._queues[ticket] = queue.SimpleQueue()
-        try:
-            handle = self._executor.submit(
-                ticket,
-                prompt=ids,
-                streaming=streaming,
-                return_text=self._executor.has_text,
-                **params.request_fields(self._executor.worker_info.end_ids),
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, streaming: bool
+    ) -> list[tuple[RequestOutput, int, int]]:
+        """All or none. Of each its empty output, its ticket and its handle."""
+        outputs, requests = [], []
+        for prompt, own in zip(prompts, params, strict=True):
+            text = prompt if isinstance(prompt, str) else None
+            ids = self._encode(text) if text is not None else _token_ids(prompt)
+            outputs.append(RequestOutput(text, ids, [Completion(index) for index in range(own.n)]))
+            requests.append(
+                {
+                    "prompt": ids,
+                    "streaming": streaming,
+                    "return_text": self._executor.has_text,
+                    **own.request_fields(self._executor.worker_info.end_ids),
+                }
             )
+        tickets = [next(self._tickets) for _ in requests]
+        self._queues.update((ticket, queue.SimpleQueue()) for ticket in tickets)
+        try:
+            handles = self._executor.submit_all(tickets, requests)
         except (ValueError, RuntimeError) as error:
-            del self._queues[ticket]
+            for ticket in tickets:
+                del self._queues[ticket]
             kind = RequestError if isinstance(error, ValueError) else UnavailableError
             raise kind(str(error)) from None
-        completions = [Completion(index) for index in range(params.n)]
-        return RequestOutput(text, ids, completions), ticket, handle
+        return list(zip(outputs, tickets, handles, strict=True))
 
     def _encode(self, text: str) -> list[int]:
         try:

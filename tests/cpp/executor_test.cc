@@ -392,6 +392,30 @@ TEST_CASE("room is told before a submission, by the same bounds") {
   REQUIRE(f.collector.WaitDone(accepted));
 }
 
+TEST_CASE("requests that are submitted together are all taken, or none") {
+  ExecutorConfig config;
+  config.max_num_seqs = 1;
+  config.max_queue_requests = 3;
+  Fixture f(kEndlessSteps, config);
+  const auto specs = [&](std::vector<int32_t> lengths) {
+    std::vector<RequestSpec> all;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      all.push_back(f.Spec(static_cast<int>(i), lengths[i]));
+    }
+    return all;
+  };
+  CHECK(f.executor->SubmitAll(specs({4, 4, 0})).status().code() == StatusCode::kInvalidArgument);
+  CHECK(f.executor->SubmitAll(specs({4, 4, 4, 4})).status().code() == StatusCode::kUnavailable);
+  CHECK(f.executor->CheckRoom({3, 3}, 0).ok());
+  CHECK(f.executor->SubmitAll({}).value().empty());
+  const auto handles = f.executor->SubmitAll(specs({4, 4, 4}));
+  REQUIRE(handles.ok());
+  CHECK(handles->size() == 3);
+  CHECK((*handles)[0].id != (*handles)[2].id);
+  f.executor->Shutdown(/*drain=*/false, 0);
+  REQUIRE(f.collector.WaitDone(3));
+}
+
 TEST_CASE("a full queue of a worse class refuses its own class and takes a better one") {
   ExecutorConfig config;
   config.max_num_seqs = 1;

@@ -99,7 +99,7 @@ def test_the_last_events_are_delivered(call: Callable[[LLM], str]) -> None:
 
     llm._executor = SimpleNamespace(
         wait_events=wait_events,
-        submit=real.submit,
+        submit_all=real.submit_all,
         cancel=real.cancel,
         shutdown=real.shutdown,
         has_text=real.has_text,
