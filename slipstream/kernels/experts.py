@@ -27,8 +27,9 @@ class Sorted(NamedTuple):
     counts: torch.Tensor
 
 
-def sort_pairs(experts: torch.Tensor, num_experts: int) -> Sorted:
-    """experts: int ``[tokens, top_k]``; pairs of one expert stay in their order."""
+def sort_pairs(experts: torch.Tensor, num_experts: int, load: torch.Tensor | None = None) -> Sorted:
+    """experts: int ``[tokens, top_k]``; pairs of one expert stay in their order. load: int64
+    ``[num_experts]``, which the counts are added to."""
     pairs = experts.numel()
     order = torch.empty(pairs, dtype=torch.int32, device=experts.device)
     ends = torch.empty((2, num_experts), dtype=torch.int32, device=experts.device)
@@ -37,8 +38,10 @@ def sort_pairs(experts: torch.Tensor, num_experts: int) -> Sorted:
         order,
         ends[0],
         ends[1],
+        load,
         pairs,
         BLOCK=min(triton.next_power_of_2(pairs), 2048),
+        LOADED=load is not None,
         **launch_options(),
     )
     return Sorted(order, ends[0], ends[1])
@@ -152,7 +155,10 @@ def _launch(
 
 
 @triton.jit(do_not_specialize=["pairs"])
-def _sort_pairs(experts, order, ends, counts, pairs, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _sort_pairs(
+    experts, order, ends, counts, load, pairs,
+    BLOCK: tl.constexpr, LOADED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """One program an expert: it counts what comes before its rows and then numbers them."""
     await_inputs(PDL)
     mine = tl.program_id(0)
@@ -172,6 +178,8 @@ def _sort_pairs(experts, order, ends, counts, pairs, BLOCK: tl.constexpr, PDL: t
         row += tl.sum(is_mine.to(tl.int32))
     tl.store(ends + mine, row)
     tl.store(counts + mine, row - first)
+    if LOADED:
+        tl.store(load + mine, tl.load(load + mine) + row - first)
 
 
 @triton.jit

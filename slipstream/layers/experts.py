@@ -117,17 +117,22 @@ class Experts(nn.Module):
         return self._combine(per_token, dispatch.top_k, weights)
 
     def by_kernels(
-        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        load: torch.Tensor | None,
+    ) -> torch.Tensor:
         """As ``forward``, by kernels that read on the device what each expert has to do.
 
-        experts: as the router gives them. Returns the rows of each expert as well.
+        experts: as the router gives them. load: int64 ``[num_experts]``, which the rows of each
+        expert are added to.
         """
         from slipstream.kernels.experts import down_product, gate_up_product, sort_pairs
 
         top_k = experts.shape[-1]
         weights = weights.to(x.dtype)
-        pairs = sort_pairs(experts, self.down.shape[0])
+        pairs = sort_pairs(experts, self.down.shape[0], load)
         spec = self.spec
         inner = gate_up_product(
             x,
@@ -141,7 +146,7 @@ class Experts(nn.Module):
             limit=spec.limit,
         )
         out = down_product(inner, pairs, self.down, self.down_bias)
-        return self._combine(out, top_k, weights), pairs.counts
+        return self._combine(out, top_k, weights)
 
     def _by_rows(
         self, kernels: RowKernels, x: torch.Tensor, dispatch: Dispatch, weights: torch.Tensor

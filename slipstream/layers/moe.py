@@ -60,12 +60,12 @@ class MoeBlock(nn.Module):
         chosen, weights = self.router(x)
         out: torch.Tensor
         if has_kernels(x.device):
-            out, counts = self.experts.by_kernels(x, chosen, weights)
+            out = self.experts.by_kernels(x, chosen, weights, self._load)
         else:
             dispatch = Dispatch.of(chosen, self.router.spec.num_experts)
-            out, counts = self.experts(x, dispatch, weights), dispatch.counts
-        if self._load is not None:
-            self._load += counts
+            out = self.experts(x, dispatch, weights)
+            if self._load is not None:
+                self._load += dispatch.counts
         if self.shared is None:
             return out
         shared = self.shared(x)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.layers.device import has_kernels
 from slipstream.layers.expert_rows import route
 from slipstream.layers.rows import RowKernels
 
@@ -66,13 +67,28 @@ class Router(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x: ``[tokens, hidden]``. Returns experts, int64, and weights, float32: each
-        ``[tokens, top_k]``, in no particular order; with ``rows`` the best first."""
+        """x: ``[tokens, hidden]``. Returns experts and weights, each ``[tokens, top_k]``, in no
+        particular order; with ``rows`` the best first. By kernels they are int32 and of x's dtype,
+        else int64 and float32."""
         if self.rows is not None:
             logits = self.rows.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
             return route(self.rows, logits, self.spec, self.correction)
-        logits = F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
-        return choose(logits, self.spec, self.correction)
+        logits = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        spec = self.spec
+        if not has_kernels(x.device) or spec.kept_groups < spec.num_groups:
+            return choose(logits.float(), spec, self.correction)
+        from slipstream.kernels.routing import choose_experts
+
+        return choose_experts(
+            logits,
+            spec.top_k,
+            x.dtype,
+            sigmoid=spec.score == "sigmoid",
+            score_chosen=spec.score_chosen,
+            renormalise=spec.renormalise,
+            scale=spec.scale,
+            correction=self.correction,
+        )
 
 
 def choose(
