@@ -101,6 +101,25 @@ struct Executor::Inbox {
   }
 };
 
+// Takes back what was counted, unless it is kept.
+class Executor::Counted {
+ public:
+  explicit Counted(Inbox* inbox) : inbox_(inbox), waiting_(inbox->waiting), fresh_(inbox->fresh) {}
+  ~Counted() {
+    if (inbox_ == nullptr) return;
+    inbox_->waiting = waiting_;
+    inbox_->fresh = fresh_;
+  }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+  void Keep() { inbox_ = nullptr; }
+
+ private:
+  Inbox* inbox_;
+  const QueueLoad waiting_;
+  const ClassLoads fresh_;
+};
+
 Executor::Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink)
     : config_(config),
       port_(std::move(port)),
@@ -165,27 +184,29 @@ StatusOr<std::vector<RequestHandle>> Executor::SubmitAll(std::vector<RequestSpec
     if (!request.ok()) return request.status();
     requests.push_back(std::move(*request));
   }
+  // What can throw, first: a request whose submission has thrown must not be served.
   std::vector<RequestHandle> handles;
+  handles.reserve(requests.size());
   {
     std::lock_guard<std::mutex> lock(inbox_->mutex);
     Inbox& in = *inbox_;
-    const QueueLoad waiting = in.waiting;
-    const ClassLoads fresh = in.fresh;
+    std::vector<Inbox::Submission>& submissions = in.contents.submissions;
+    if (const size_t size = submissions.size() + requests.size(); size > submissions.capacity()) {
+      submissions.reserve(std::max(size, 2 * submissions.capacity()));
+    }
+    Counted counted(&in);
     for (const Request& request : requests) {
       const int32_t n = request.spec().num_return_sequences;
       const Status room = in.CheckRoom(config_, {n, int64_t{n} * request.prompt_len()},
                                        request.spec().priority, {});
-      if (!room.ok()) {
-        in.waiting = waiting;
-        in.fresh = fresh;
-        return room;
-      }
+      if (!room.ok()) return room;
       in.Count(request);
     }
+    counted.Keep();
     const TimeNs now = Now();
     for (Request& request : requests) {
       const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
-      in.contents.submissions.push_back({id, std::move(request), now});
+      submissions.push_back({id, std::move(request), now});
       handles.push_back(RequestHandle{id});
     }
   }

@@ -87,6 +87,7 @@ class Executor {
 
  private:
   struct Inbox;
+  class Counted;
 
   Executor(const ExecutorConfig& config, std::unique_ptr<WorkerPort> port, EventSink* sink);
   Status Load(const WorkerPort::Progress& progress);

@@ -28,6 +28,10 @@ from slipstream.worker.frames import TOKEN_FROM_SLOT, SeqFlag, SeqStatus, StepPl
 from slipstream.worker.slots import SlotTable
 
 IntArray = npt.NDArray[np.int64]
+LogitsOf = Callable[[IntArray], torch.Tensor]
+"""Rows of the logits that a step can have to float32 ``[rows, vocab]``, the caller's to change."""
+
+_LOGIT_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +150,13 @@ class ModelRunner:
         start_ns = time.monotonic_ns()
         num_tokens = plan.num_tokens.astype(np.int64)
         rows = LogitRows.of(num_tokens, plan.flags)
-        logits, sampled = None, None
+        logits_of, sampled = None, None
         if slots.size:
             hidden = self._forward(plan, slots, num_tokens, rows)
             if rows.hidden_rows.size:
-                logits = self._logits(hidden, rows)
-                sampled = self._sample(logits, plan, slots, num_tokens, rows)
-        result = self._result(plan, slots, rows, logits, sampled)
+                logits_of = self._logits_of(hidden, rows)
+                sampled = self._sample(logits_of, plan, slots, num_tokens, rows)
+        result = self._result(plan, slots, rows, logits_of, sampled)
         result.start_ns, result.end_ns = start_ns, time.monotonic_ns()
         return PendingStep.of(result)
 
@@ -188,14 +192,20 @@ class ModelRunner:
             token_ids[self._tensor(from_slot)] = last
         return token_ids
 
-    def _logits(self, hidden: torch.Tensor, rows: LogitRows) -> torch.Tensor:
+    def _logits_of(self, hidden: torch.Tensor, rows: LogitRows) -> LogitsOf:
+        """hidden: of ``rows.hidden_rows``, or of the whole step."""
         if rows.hidden_rows.size != hidden.shape[0]:
             hidden = hidden[self._tensor(rows.hidden_rows)]
-        return self.decoder.logits(hidden)
+
+        def logits(wanted: IntArray) -> torch.Tensor:
+            every = wanted.size == hidden.shape[0] and (np.diff(wanted) == 1).all()
+            return self.decoder.logits(hidden if every else hidden[self._tensor(wanted)])
+
+        return logits
 
     def _sample(
         self,
-        logits: torch.Tensor,
+        logits_of: LogitsOf,
         plan: StepPlan,
         slots: IntArray,
         num_tokens: IntArray,
@@ -207,8 +217,7 @@ class ModelRunner:
         chosen = slots[seqs]
         known = plan.first_position[seqs] + num_tokens[seqs]
         index = known - self._slots.prompt_len[chosen]
-        if rows.sampled_rows.size != logits.shape[0]:
-            logits = logits[self._tensor(rows.sampled_rows)]
+        logits = logits_of(rows.sampled_rows)
         draw = sample if self.rows is None else sample_apart
         sampled = draw(logits, chosen, index, self._slots.sampling)
         self._slots.last_token[self._tensor(chosen)] = sampled.tokens
@@ -219,7 +228,7 @@ class ModelRunner:
         plan: StepPlan,
         slots: IntArray,
         rows: LogitRows,
-        logits: torch.Tensor | None,
+        logits_of: LogitsOf | None,
         sampled: Sampled | None,
     ) -> StepResult:
         nothing = np.zeros(slots.size, np.uint32)
@@ -237,8 +246,8 @@ class ModelRunner:
         )
         if sampled is not None:
             self._add_sampled(result, slots, rows, sampled)
-        if logits is not None:
-            result.logits = self._kept_logits(result, rows, logits)
+        if logits_of is not None:
+            result.logits = self._kept_logits(result, rows, logits_of)
         return result
 
     def _add_sampled(
@@ -266,7 +275,7 @@ class ModelRunner:
         result.tokens = tokens[finite].astype(np.int32)
 
     def _kept_logits(
-        self, result: StepResult, rows: LogitRows, logits: torch.Tensor
+        self, result: StepResult, rows: LogitRows, logits_of: LogitsOf
     ) -> npt.NDArray[np.float32]:
         """Per sequence, its context rows and then the row it sampled from, flat."""
         generation = result.generation_rows.astype(np.int64)
@@ -280,8 +289,13 @@ class ModelRunner:
             start = rows.context_starts[seq]
             picked.append(np.arange(start, start + rows.context_rows[seq]))
             picked.append(np.repeat(sampled_row[seq], generation[seq]))
-        kept = logits[self._tensor(np.concatenate(picked))]
-        return kept.cpu().numpy().reshape(-1)
+        wanted = np.concatenate(picked)
+        kept = np.empty((wanted.size, self.decoder.spec.vocab_size), np.float32)
+        # A few at a time: those of a whole step may be more than the memory that is left.
+        for start in range(0, wanted.size, _LOGIT_ROWS):
+            part = wanted[start : start + _LOGIT_ROWS]
+            kept[start : start + part.size] = logits_of(part).cpu().numpy()
+        return kept.reshape(-1)
 
     def _tensor(self, values: IntArray) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device)

@@ -31,7 +31,7 @@ from slipstream.models.kv_groups import KvGroup
 from slipstream.sampling.processors import banned_tokens
 from slipstream.sampling.rng import uniform
 from slipstream.sampling.sampler import Logprobs, Sampled, sample
-from slipstream.worker.engine import IntArray, LogitRows, ModelRunner, PendingStep
+from slipstream.worker.engine import IntArray, LogitRows, LogitsOf, ModelRunner, PendingStep
 from slipstream.worker.frames import StepPlan, StepResult
 from slipstream.worker.graph_shapes import MIXED_TOKENS, Tiles, fitting, graph_sizes
 from slipstream.worker.slots import PlanError
@@ -215,20 +215,24 @@ class GraphRunner(ModelRunner):
     def _step_on_host(
         self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
     ) -> StepResult:
-        logits, sampled = None, None
+        logits_of, sampled = None, None
         if rows.context_rows.any():
             shape = self._stage_mixed(plan, slots, num_tokens, rows, graphs=False)
-            logits = self._logits(self._hidden(self._receive(shape), None), rows)
+            logits_of = self._logits_of(self._hidden(self._receive(shape), None), rows)
         elif slots.size:
             shape, picks = self._enqueue(plan, slots, num_tokens, rows)
             if self._slots.generation_logits[slots[rows.sampled_seqs]].any():
-                logits = self._logits_of_samples[self._tensor(picks)].float()
+                logits_of = self._logits_at(picks)
             else:
                 self._ban(plan, slots, num_tokens, rows, shape, picks)
                 sampled = self._sample_elaborate(plan, slots, num_tokens, rows, picks)
-        if logits is not None:
-            sampled = self._sample(logits, plan, slots, num_tokens, rows)
-        return self._result(plan, slots, rows, logits, sampled)
+        if logits_of is not None:
+            sampled = self._sample(logits_of, plan, slots, num_tokens, rows)
+        return self._result(plan, slots, rows, logits_of, sampled)
+
+    def _logits_at(self, picks: IntArray) -> LogitsOf:
+        """Of the step that was enqueued, as it left them. picks: the row of each sample."""
+        return lambda wanted: self._logits_of_samples[self._tensor(picks[wanted])].float()
 
     def _sample_elaborate(
         self,
@@ -241,7 +245,7 @@ class GraphRunner(ModelRunner):
         """What the device has sampled, but for the rows that need more."""
         chosen = slots[rows.sampled_seqs]
         which = np.flatnonzero(self._slots.sampling.elaborate[chosen])
-        logits = self._logits_of_samples[self._tensor(picks[which])].float()
+        logits = self._logits_at(picks)(which)
         index = self._generated(plan, slots, num_tokens, rows)[which]
         part = sample(logits, chosen[which], index, self._slots.sampling)
         self._slots.last_token[self._tensor(chosen[which])] = part.tokens

@@ -98,13 +98,13 @@ TEST_CASE("pipeline: errors name the field as the client knows it") {
 }
 
 TEST_CASE("pipeline: what asks for more sequences than ever fit is told so, and holds up nothing") {
-  const auto llm = Llm(R"({"step_us": 1000})", true, {{"max_queue_requests", "4"}});
+  const auto llm = Llm(R"({"step_us": 1000})", true, {{"max_queue_requests", "60"}});
   const auto pipeline = Pipeline();
   const auto wants = [](int32_t n) {
     auto spec = AskText("fox", 4);
     return With(std::move(spec), host::In<int32_t>("num_return_sequences", {1, 1}, {n}));
   };
-  for (const int32_t n : {5, 2560, 0, -3}) {
+  for (const int32_t n : {61, 2560, 0, -3}) {
     const auto refused = Send(pipeline.get(), wants(n));
     const auto served = Send(pipeline.get(), wants(3));  // beside it, whichever comes first
     const auto error = refused->WaitFinal().back().error;

@@ -273,14 +273,17 @@ TEST_CASE("text queue: with the queue behind it, it never holds more than fits t
     }
     for (const auto& client : clients) client->WaitFinal();
   };
+  int full = 0;
   for (int round = 0; round < 20; ++round) {
     std::vector<std::thread> senders;
     for (int i = 0; i < 4; ++i) senders.emplace_back(send);
     for (std::thread& sender : senders) sender.join();
     const std::lock_guard<std::mutex> lock(mutex);
-    CHECK(behind == kLimit);
+    CHECK(behind <= kLimit);
+    full += behind == kLimit ? 1 : 0;  // not always: what is passed on counts twice for a moment
     behind = 0;
   }
+  CHECK(full > 0);
 }
 
 TEST_CASE("text queue: a tokenizer that throws or fails costs one request") {
