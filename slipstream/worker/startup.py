@@ -55,7 +55,7 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     progress(0.0, "reading the checkpoint")
     device = choose_device(config.device)
     refuse_device(config, device)
-    if device.index is not None:
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # kernels and graphs are launched on the current one
     dummy = config.load_format == "dummy"
     path = resolve_checkpoint(
@@ -146,11 +146,8 @@ def make_runner(
         try:
             reserved = activation_bytes(decoder, config.max_num_tokens, config.max_num_seqs)
         except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                _memory_message(
-                    decoder, 0, f"the activations of max_num_tokens = {config.max_num_tokens},"
-                )
-            ) from error
+            activations = f"activations of {config.max_num_tokens} tokens"
+            raise ConfigError(_memory_message(decoder, 0, activations)) from error
     pools = kv_pool_blocks(config, serving, masks, shapes, decoder.device, reserved)
     try:
         caches = [
@@ -172,7 +169,7 @@ def make_runner(
         )
     except torch.OutOfMemoryError as error:
         cache = sum(s.bytes_per_block * blocks for s, blocks in zip(shapes, pools, strict=True))
-        raise ConfigError(_memory_message(decoder, cache, f"{reserved} of activations")) from error
+        raise ConfigError(_memory_message(decoder, cache, f"activations {reserved}")) from error
 
 
 def cpu_threads(config: WorkerConfig, decoder: ServedModel) -> int:

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from family_cases import CASES
 from worker_testing import Driver, config, load_runner
 
+from slipstream.worker.config import ConfigError
 from slipstream.worker.startup import load_model
 from slipstream.worker.warm_up import warm_up
 
@@ -57,6 +59,24 @@ def test_steps_keep_within_the_limits(
     )
     warm_up(runner, settings.get("max_num_tokens", 4096))
     assert sizes == [size for prompt in prompts for size in (prompt, 1, 1, 0)]
+
+
+def test_a_first_step_for_which_memory_does_not_suffice(
+    checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("slipstream.worker.startup.warm_up", fail)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (77, 1000))
+    settings = config(checkpoint("gqa").path, device="cpu")
+    told = (
+        r"^out of memory on cpu: weights \d+ \+ KV cache \d+ \+ activations, of 1000 bytes, "
+        "of which 77 are free now; lower kv_cache_fraction, kv_cache_bytes or kv_cache_tokens, "
+        "max_num_tokens or max_num_seqs$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        load_model(settings, lambda done, what: None)
 
 
 def test_a_model_that_cannot_make_a_step_is_not_loaded(
