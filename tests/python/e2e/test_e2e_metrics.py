@@ -57,6 +57,13 @@ COUNTERS = {
     "slipstream_preemptions_total": None,
     "slipstream_worker_restarts_total": None,
 }
+# Of models that tokenize; the first of them alone, the others beside `llm`.
+TOKENIZING = {
+    "slipstream_tokenizing": None,
+    "slipstream_requests_rejected_total": None,
+    "slipstream_requests_displaced_total": None,
+    "slipstream_requests_finished_total": ("reason", {"cancelled", "deadline", "error"}),
+}
 HISTOGRAMS = {
     "slipstream_time_to_first_token_seconds": None,
     "slipstream_inter_token_latency_seconds": None,
@@ -93,9 +100,16 @@ def test_own_families(scripted: Server) -> None:
             base = {frozenset({("model", "llm"), ("version", "1")})}
             wanted = expected_labels("llm", *labelled) if labelled else base
             assert metrics.label_sets(family, "llm") == wanted, family
+    for model in ("ensemble", "preprocessing"):
+        base = {frozenset({("model", model), ("version", "1")})}
+        for family, labelled in TOKENIZING.items():
+            wanted = expected_labels(model, *labelled) if labelled else base
+            assert metrics.label_sets(family, model) == wanted, family
+    assert metrics.types["slipstream_tokenizing"] == "gauge"
+    assert not metrics.label_sets("slipstream_tokenizing", "llm")
     for family in HISTOGRAMS:
         assert metrics.types[family] == "histogram"
-    known = GAUGES.keys() | COUNTERS.keys() | HISTOGRAMS.keys()
+    known = GAUGES.keys() | COUNTERS.keys() | TOKENIZING.keys() | HISTOGRAMS.keys()
     assert {name for name in metrics.types if name.startswith("slipstream_")} <= known
 
 
