@@ -115,7 +115,9 @@ def test_the_load_of_experts_is_among_the_metrics(served):
         time.sleep(0.01)
     metrics = served.metrics()
     assert list(metrics["expert_tokens"]) == list(metrics["expert_imbalance"]) == list(range(6))
-    assert {sum(tokens) for tokens in metrics["expert_tokens"].values()} == {before}
+    *others, last = (sum(tokens) for tokens in metrics["expert_tokens"].values())
+    assert others == [before] * 5
+    assert 0 < last < before, "of a prompt the last layer computes the last token alone"
     tokens = metrics["expert_tokens"][3]
     assert metrics["expert_imbalance"][3] == pytest.approx(max(tokens) / (before / EXPERTS))
 
