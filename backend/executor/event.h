@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -21,6 +22,7 @@ enum class FinishReason : uint8_t {
   kDeadline,
   kError,
 };
+constexpr size_t kNumFinishReasons = 7;
 const char* FinishReasonName(FinishReason reason);  // "stop", "stop_sequence", "length", …
 
 struct Usage {

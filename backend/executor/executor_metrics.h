@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "executor/admission.h"
+#include "executor/event.h"
 #include "executor/expert_load.h"
 
 namespace slipstream {
@@ -49,9 +50,9 @@ struct MetricsSnapshot {
   // Counters.
   uint64_t steps = 0;
   uint64_t requests_accepted = 0;
-  uint64_t requests_rejected = 0;      // by admission control
-  uint64_t requests_displaced = 0;     // accepted, then out of a full queue for a better class
-  std::array<uint64_t, 7> finished{};  // by FinishReason, sequences
+  uint64_t requests_rejected = 0;   // by admission control
+  uint64_t requests_displaced = 0;  // accepted, then out of a full queue for a better class
+  std::array<uint64_t, kNumFinishReasons> finished{};  // by FinishReason, sequences
   uint64_t prompt_tokens = 0;
   uint64_t generated_tokens = 0;
   uint64_t kv_hit_tokens = 0;     // prompt tokens not computed thanks to reuse

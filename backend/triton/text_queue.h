@@ -44,7 +44,7 @@ struct TextQueueStats {
   int64_t prompts = 0;  // that wait or are tokenized
   uint64_t rejected = 0;
   uint64_t displaced = 0;
-  std::array<uint64_t, 7> finished{};  // by FinishReason: requests answered in here
+  std::array<uint64_t, kNumFinishReasons> finished{};  // by FinishReason: requests answered in here
 };
 
 // Requests that wait to be tokenized, and the threads that see to it. Triton's queue before a model

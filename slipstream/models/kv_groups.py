@@ -105,3 +105,26 @@ def pools_for_bytes(
         if now_enough == enough:
             return [blocks, *(min(count, blocks) for count in most)]
         enough = now_enough
+
+
+def smallest_pools(
+    masks: Sequence[Mask],
+    bytes_per_block: Sequence[int],
+    serving: Serving,
+    tokens: int,
+    budgets: Sequence[tuple[int, str]],
+) -> tuple[list[int], int, str]:
+    """Of the sizes that are given the smallest: its pools, its bytes and the setting's name.
+
+    tokens: ``kv_cache_tokens``, 0 if that is not given; budgets: bytes, and what gives them.
+    """
+    choices = [
+        (pools_for_bytes(masks, bytes_per_block, serving, budget), budget, name)
+        for budget, name in budgets
+    ]
+    if tokens:
+        pools = pools_for_tokens(masks, serving, tokens)
+        size = sum(count * each for count, each in zip(pools, bytes_per_block, strict=True))
+        choices.insert(0, (pools, size, "kv_cache_tokens"))
+    # They differ by one number, that of the first group's blocks.
+    return min(choices, key=lambda choice: choice[0])

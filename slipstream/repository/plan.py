@@ -309,7 +309,7 @@ def _groups(
 ) -> tuple[tuple[GroupPlan, ...], int, int, str]:
     """The groups as a worker makes them, what it needs of each, the budget and its name."""
     # The worker's own arithmetic; torch, which comes with it, is loaded only by who plans.
-    from slipstream.models.kv_groups import Serving, kv_groups, pools_for_bytes, pools_for_tokens
+    from slipstream.models.kv_groups import Serving, kv_groups, smallest_pools
 
     cache, scheduler = config.kv_cache, config.scheduler
     block = cache.tokens_per_block
@@ -318,19 +318,12 @@ def _groups(
     masks = [group.mask for group in groups]
     per_layer = facts.kv_bytes_per_token(kv_dtype) * block // facts.num_layers
     sizes = [per_layer * len(group.layers) for group in groups]
-    # Of the sizes that are given the smallest holds.
-    choices = []
-    if cache.kv_cache_tokens:
-        pools = pools_for_tokens(masks, serving, cache.kv_cache_tokens)
-        budget = sum(count * size for count, size in zip(pools, sizes, strict=True))
-        choices.append((pools, budget, "kv_cache_tokens"))
+    budgets = []
     if cache.kv_cache_bytes:
-        pools = pools_for_bytes(masks, sizes, serving, cache.kv_cache_bytes)
-        choices.append((pools, cache.kv_cache_bytes, "kv_cache_bytes"))
-    if cache.kv_cache_fraction or not choices:
-        budget, source = _share(config, free, on_gpu=on_gpu)
-        choices.append((pools_for_bytes(masks, sizes, serving, budget), budget, source))
-    pools, budget, source = min(choices, key=lambda choice: choice[0])
+        budgets.append((cache.kv_cache_bytes, "kv_cache_bytes"))
+    if cache.kv_cache_fraction or not (cache.kv_cache_bytes or cache.kv_cache_tokens):
+        budgets.append(_share(config, free, on_gpu=on_gpu))
+    pools, budget, source = smallest_pools(masks, sizes, serving, cache.kv_cache_tokens, budgets)
     plans = tuple(
         GroupPlan(
             mask.kind,

@@ -215,13 +215,21 @@ class ModelRunner:
         if not seqs.size:
             return None
         chosen = slots[seqs]
-        known = plan.first_position[seqs] + num_tokens[seqs]
-        index = known - self._slots.prompt_len[chosen]
+        index = self._generated(plan, slots, num_tokens, rows)
         logits = logits_of(rows.sampled_rows)
         draw = sample if self.rows is None else sample_apart
         sampled = draw(logits, chosen, index, self._slots.sampling)
         self._slots.last_token[self._tensor(chosen)] = sampled.tokens
         return sampled
+
+    def _generated(
+        self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
+    ) -> IntArray:
+        """How many tokens each sequence that samples has generated before."""
+        seqs = rows.sampled_seqs
+        known = plan.first_position[seqs] + num_tokens[seqs]
+        generated: IntArray = known - self._slots.prompt_len[slots[seqs]]
+        return generated
 
     def _result(
         self,

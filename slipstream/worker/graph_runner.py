@@ -258,15 +258,6 @@ class GraphRunner(ModelRunner):
         logprobs = Logprobs(width, part.logprobs.ids, part.logprobs.values)
         return Sampled(tokens, known, logprobs)
 
-    def _generated(
-        self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
-    ) -> IntArray:
-        """How many tokens each sequence that samples has generated before."""
-        seqs = rows.sampled_seqs
-        known = plan.first_position[seqs] + num_tokens[seqs]
-        generated: IntArray = known - self._slots.prompt_len[slots[seqs]]
-        return generated
-
     def _new_blocks(self, host: HostStep) -> None:
         """Tells the device what the plan has added to block tables."""
         added = self._slots.appended
@@ -330,7 +321,7 @@ class GraphRunner(ModelRunner):
         # Finite, as a kernel takes a row that is not to be broken; whether it is was seen before.
         lowest = torch.finfo(self._logits_of_samples.dtype).min
         self._logits_of_samples.view(-1).index_fill_(0, flat, lowest)
-        self._choose(DeviceStep(self._staging.device_buffer, shape), self._unread[: shape.samples])
+        self._choose(self._staging.last_received(shape), self._unread[: shape.samples])
 
     def _decodes(self, plan: StepPlan, slots: IntArray, num_tokens: IntArray) -> StepShape | None:
         """The graph of a step of single tokens; None: not one of those."""

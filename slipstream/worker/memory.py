@@ -13,7 +13,7 @@ import torch
 from slipstream.attention.interface import Mask
 from slipstream.attention.kv_cache import KvShape
 from slipstream.attention.preparation import Preparation
-from slipstream.models.kv_groups import Serving, pools_for_bytes, pools_for_tokens
+from slipstream.models.kv_groups import Serving, smallest_pools
 from slipstream.models.served import ServedModel
 from slipstream.worker.config import ConfigError, WorkerConfig
 
@@ -44,12 +44,8 @@ def kv_pool_blocks(
         budgets.append((config.kv_cache_bytes, "kv_cache_bytes"))
     if config.kv_cache_fraction or not (config.kv_cache_bytes or config.kv_cache_tokens):
         budgets.append(_share_of_free_memory(config, device, reserved))
-    by_tokens = pools_for_tokens(masks, serving, config.kv_cache_tokens)
-    if not budgets:
-        return by_tokens
-    budget, name = min(budgets)
     sizes = [shape.bytes_per_block for shape in shapes]
-    pools = pools_for_bytes(masks, sizes, serving, budget)
+    pools, budget, name = smallest_pools(masks, sizes, serving, config.kv_cache_tokens, budgets)
     needed = serving.least(masks)
     if min(pools) < needed:
         raise ConfigError(
@@ -57,8 +53,7 @@ def kv_pool_blocks(
             f"{serving.tokens_per_block} tokens takes {sum(sizes)}"
             + (f", and {needed} are needed" if needed > 1 else "")
         )
-    # Pools of either kind differ by one number, that of the first group's blocks.
-    return min(pools, by_tokens) if config.kv_cache_tokens else pools
+    return pools
 
 
 def _share_of_free_memory(

@@ -144,7 +144,7 @@ class Staging:
         self.depth = depth
         self.turn = depth - 1
         self.received = torch.zeros(1, dtype=torch.int64, device=device)
-        self.device_buffer = torch.zeros(size, dtype=torch.uint8, device=device)
+        self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
         self._ring = torch.zeros((depth, size), dtype=torch.uint8, pin_memory=device.type != "cpu")
         host = self._ring.numpy()
         # Making the views of a step takes longer than filling them.
@@ -156,16 +156,20 @@ class Staging:
         self.turn = (self.turn + 1) % self.depth
         return self._view(self.turn, shape)
 
+    def last_received(self, shape: StepShape) -> DeviceStep:
+        """The arrays of the step that was received last, which has this shape."""
+        return DeviceStep(self._buffer, shape)
+
     def receive(self, shape: StepShape, block_tables: torch.Tensor) -> DeviceStep:
         """Enqueues the reading of the oldest step not received yet, which has this shape; its new
         blocks are in ``block_tables`` after it."""
         from slipstream.kernels.step_input import receive_step
 
-        step = DeviceStep(self.device_buffer, shape)
+        step = self.last_received(shape)
         receive_step(
             self._ring,
             self.received,
-            self.device_buffer[: shape.nbytes],
+            self._buffer[: shape.nbytes],
             step.new_entries,
             step.new_blocks,
             block_tables,

@@ -18,7 +18,6 @@ from slipstream.worker.engine import ModelRunner
 from slipstream.worker.frames import SeqFlag, StepPlan
 
 _PROMPT = 32  # tokens at most
-_DECODES = 2
 _SLOT = 0
 _NEUTRAL = {"top_p": 1.0, "top_p_decay": 1.0, "top_p_reset_id": -1, "repetition_penalty": 1.0}
 _GREEDY = {"num_logprobs": -1}
@@ -27,19 +26,20 @@ _ODD = {"num_logprobs": 1, "presence_penalty": 0.5}  # what the host samples on 
 
 
 def warm_up(runner: ModelRunner, max_num_tokens: int) -> None:
-    """Makes steps of a prompt and of single tokens, and leaves no sequence behind.
+    """Makes steps of a prompt and of single tokens, sampled in every way, and leaves no sequence
+    behind: of each kind one, since a restart waits for them.
 
     Raises whatever a step raises. Blocks of the KV cache that it writes are nobody's yet.
     """
     per_block = runner.caches[0].shape.tokens_per_block
     room = min(cache.num_blocks for cache in runner.caches) * per_block
-    prompt = min(_PROMPT, max_num_tokens, min(room, runner.max_seq_len) - _DECODES)
-    if prompt < 1:
+    most = min(_PROMPT, max_num_tokens, min(room, runner.max_seq_len) - 2)
+    if most < 1:
         return
-    for sampling in (_GREEDY, _DRAWN, _ODD):
+    for prompt, sampling in ((most, _GREEDY), (1, _DRAWN), (1, _ODD)):
         runner.step(_plan(runner, 0, [1] * prompt, 0, sampling))
-        for position in range(prompt, prompt + _DECODES):
-            runner.step(_plan(runner, position, [frames.TOKEN_FROM_SLOT], position))
+        if prompt > 1:
+            runner.step(_plan(runner, 1, [frames.TOKEN_FROM_SLOT], prompt))
         runner.step(_plan(runner, 0, [], 0))
 
 

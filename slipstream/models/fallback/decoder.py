@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.attention.interface import AttentionPlan
+from slipstream.models.attention import select_rows
 from slipstream.models.fallback.bridge import AttentionCall, Bridge
 from slipstream.models.fallback.probe import LayerCall, Probe
 from slipstream.models.fallback.spec import FallbackSpec
@@ -72,7 +73,7 @@ class FallbackDecoder:
             )
         assert layers.done, "the model skipped layers"
         hidden: torch.Tensor = output[0][0]
-        return hidden if kept is None else hidden.index_select(0, kept)
+        return select_rows(hidden, kept)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Rows of hidden states ``[rows, hidden_size]`` to float32 ``[rows, vocab]``."""

@@ -38,18 +38,18 @@ def test_nothing_is_left_behind(tmp_path, shows: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "prompts"),
+    ("settings", "expected"),
     [
-        ({}, [32, 32, 32]),
-        ({"max_num_tokens": 5}, [5, 5, 5]),
-        ({"max_num_tokens": 1, "max_num_seqs": 1}, [1, 1, 1]),
-        ({"max_seq_len": 16}, [14, 14, 14]),
-        ({"max_seq_len": 16, "kv_cache_tokens": 8}, [6, 6, 6]),
+        ({}, [32, 1, 0, 1, 0, 1, 0]),
+        ({"max_num_tokens": 5}, [5, 1, 0, 1, 0, 1, 0]),
+        ({"max_num_tokens": 1, "max_num_seqs": 1}, [1, 0, 1, 0, 1, 0]),
+        ({"max_seq_len": 16}, [14, 1, 0, 1, 0, 1, 0]),
+        ({"max_seq_len": 16, "kv_cache_tokens": 8}, [6, 1, 0, 1, 0, 1, 0]),
         ({"max_seq_len": 2, "kv_cache_tokens": 4}, []),
     ],
 )
 def test_steps_keep_within_the_limits(
-    checkpoint, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], prompts: list[int]
+    checkpoint, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], expected: list[int]
 ) -> None:
     runner = load_runner(checkpoint("gqa").path, **settings)
     sizes: list[int] = []
@@ -58,7 +58,7 @@ def test_steps_keep_within_the_limits(
         runner, "launch", lambda plan: (sizes.append(plan.token_ids.size), launch(plan))[1]
     )
     warm_up(runner, settings.get("max_num_tokens", 4096))
-    assert sizes == [size for prompt in prompts for size in (prompt, 1, 1, 0)]
+    assert sizes == expected
 
 
 def test_a_first_step_for_which_memory_does_not_suffice(
@@ -88,3 +88,19 @@ def test_a_model_that_cannot_make_a_step_is_not_loaded(
     monkeypatch.setattr("slipstream.models.decoder.Decoder.logits", fail)
     with pytest.raises(RuntimeError, match="no kernel for this"):
         load_model(config(checkpoint("gqa").path), lambda done, what: None)
+
+
+def test_a_gpu_that_is_not_the_first_is_made_the_current_one(
+    checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception): ...
+
+    def make_current(device: torch.device) -> None:
+        raise Made(str(device))
+
+    monkeypatch.setattr("slipstream.worker.startup.choose_device", torch.device)
+    monkeypatch.setattr("slipstream.worker.startup.refuse_device", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "set_device", make_current)
+    settings = config(checkpoint("gqa").path, device="cuda:1")
+    with pytest.raises(Made, match="cuda:1"):
+        load_model(settings, lambda done, what: None)

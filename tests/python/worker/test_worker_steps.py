@@ -95,7 +95,9 @@ def test_logprobs_equal_transformers(checkpoint, driver):
         np.testing.assert_allclose(values, row[torch.from_numpy(ids).long()], atol=1e-3)
 
 
-def test_context_and_generation_logits_in_one_step(checkpoint, driver):
+@pytest.mark.parametrize("rows_at_once", [3, 512])
+def test_context_and_generation_logits_in_one_step(checkpoint, driver, monkeypatch, rows_at_once):
+    monkeypatch.setattr("slipstream.worker.engine._LOGIT_ROWS", rows_at_once)
     reference = checkpoint("gqa")
     other = [11, 12, 13]
     plan = driver.new_plan()
