@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import torch
 import triton
@@ -18,23 +20,25 @@ MAX_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class SkinnyConfig:
-    """How the work is cut. ``dot``: tiles of w go through shared memory to the tensor cores, each
-    K shared out among ``splits`` programs; else, for one row of x, through registers."""
+    """How the work is cut: ``[block_n, block_k]`` of w at a time, ``stages`` of them on their way,
+    each K shared out among ``splits`` programs. ``kernel``: ``tiles`` takes w through shared memory
+    to the tensor cores, ``vector`` through registers, for one row of x; ``stream``: see
+    ``stream_linear``."""
 
     block_n: int
     block_k: int
     splits: int
     warps: int
     stages: int
-    dot: bool = True
+    kernel: Literal["tiles", "vector", "stream"] = "tiles"
 
 
 _VECTOR = (
-    SkinnyConfig(8, 512, 1, 4, 3, dot=False),
-    SkinnyConfig(2, 1024, 1, 4, 3, dot=False),
-    SkinnyConfig(4, 1024, 1, 4, 3, dot=False),
-    SkinnyConfig(2, 2048, 1, 4, 3, dot=False),
-    SkinnyConfig(4, 2048, 1, 8, 3, dot=False),
+    SkinnyConfig(8, 512, 1, 4, 3, "vector"),
+    SkinnyConfig(2, 1024, 1, 4, 3, "vector"),
+    SkinnyConfig(4, 1024, 1, 4, 3, "vector"),
+    SkinnyConfig(2, 2048, 1, 4, 3, "vector"),
+    SkinnyConfig(4, 2048, 1, 8, 3, "vector"),
 )
 _FEW_ROWS = (
     *(SkinnyConfig(64, 128, splits, 4, 5) for splits in (1, 2, 4)),
@@ -49,14 +53,36 @@ _MORE_ROWS = (
 )
 
 
-def candidates(rows: int, k: int) -> list[SkinnyConfig]:
-    """Configurations worth timing for ``[rows, k]`` inputs; all give the right result."""
-    dot = _FEW_ROWS if rows <= 16 else _MORE_ROWS
-    vector = _VECTOR if rows == 1 else ()
+def candidates(rows: int, w: torch.Tensor, activation: str | None = None) -> list[SkinnyConfig]:
+    """Configurations worth timing for up to so many rows; all give the right result."""
+    n, k = w.shape
+    tiles = _FEW_ROWS if rows <= 16 else _MORE_ROWS
+    streamed: list[SkinnyConfig] = []
+    if streams(w.device):
+        from slipstream.kernels.stream_linear import streamed_candidates
+
+        processors = torch.cuda.get_device_properties(w.device).multi_processor_count
+        streamed = streamed_candidates(rows, n, k, activation, processors)
+        # Streaming was faster than the larger tiles wherever both were measured.
+        tiles = tuple(config for config in tiles if config.block_n == 64)
     return [
-        *(config for config in vector if config.block_k <= max(k, 1024)),
-        *(config for config in dot if config.block_k * config.splits <= max(k, 128)),
+        *streamed,
+        *(config for config in _VECTOR if rows == 1 and config.block_k <= max(k, 1024)),
+        *(config for config in tiles if config.block_k * config.splits <= max(k, 128)),
     ]
+
+
+@cache
+def streams(device: torch.device) -> bool:
+    """Whether ``stream_linear`` runs there: its instructions are Hopper's alone, and its language
+    comes with some versions of the compiler."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return False
+    try:
+        import slipstream.kernels.stream_linear  # noqa: F401
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 @triton.jit
@@ -196,6 +222,10 @@ def skinny_linear(
     """
     if activation not in (None, *ACTIVATIONS):
         raise ValueError(f"activation: {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    if config.kernel == "stream":
+        from slipstream.kernels.stream_linear import stream_linear
+
+        return stream_linear(x, w, arrivals, config, out, activation=activation)
     rows, k = x.shape
     n = w.shape[0]
     per_column = 1 if activation is None else 2  # rows of w
@@ -212,7 +242,7 @@ def skinny_linear(
     }
     options = {"num_warps": config.warps, "num_stages": config.stages}
     options |= launch_options()
-    if not config.dot:
+    if config.kernel == "vector":
         _vector[grid[:1]](x, w, out, **shape, **options)
         return out
     padded = max(16, triton.next_power_of_2(rows))

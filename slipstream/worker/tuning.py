@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -16,16 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.kernels.activation import gated_activation
-from slipstream.kernels.norm import add_rms_norm
 from slipstream.kernels.skinny_linear import SkinnyConfig, candidates, skinny_linear
+from slipstream.kernels.timing import milliseconds
 from slipstream.layers.linear import FewRows, GatedLinear, Linear
 
 _ROWS = (1, 16, 32, 64)  # numbers of rows that are measured, each for all down to the one before
-_BYTES = 128 << 20  # of weights between two uses of the same: more than a cache holds
-_REPLAYS = 5
-_GENERATION = 2  # of the kernels and of how they are measured
+_GENERATION = 3  # of the kernels and of how they are measured
 _MARGIN = 0.98  # a kernel has to beat torch's by more than noise
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x and w
 
 
 def choose_kernels(model: nn.Module) -> None:
@@ -38,7 +34,7 @@ def choose_kernels(model: nn.Module) -> None:
         if isinstance(module, Linear) and module.bias is None and module.weight.itemsize == 2:
             n, k = module.weight.shape
             activation = module.activation if isinstance(module, GatedLinear) else None
-            if k % 8 == 0:
+            if k % 8 == 0 and module.weight.data_ptr() % 16 == 0:  # as TMA wants them
                 alike.setdefault(_Kind(n, k, activation), []).append(module)
     if not alike:
         return
@@ -50,9 +46,10 @@ def choose_kernels(model: nn.Module) -> None:
         configs = []
         for rows in _ROWS:
             key = f"{kind} {rows} {weights[0].dtype}"
-            if not known.has(key):
-                known.set(key, _fastest(kind, rows, weights, arrivals))
-            configs.append((rows, known.get(key)))
+            offered = candidates(rows, weights[0], kind.activation)
+            if not known.has(key, offered):
+                known.set(key, _fastest(kind, rows, offered, weights, arrivals))
+            configs.append((rows, known.get(key, offered)))
         for module in modules:
             module.few_rows = FewRows(configs, arrivals)
     known.save()
@@ -75,49 +72,27 @@ class _Kind:
 
 
 def _fastest(
-    kind: _Kind, rows: int, weights: list[torch.Tensor], arrivals: torch.Tensor
+    kind: _Kind,
+    rows: int,
+    offered: list[SkinnyConfig],
+    weights: list[torch.Tensor],
+    arrivals: torch.Tensor,
 ) -> SkinnyConfig | None:
-    best, least = None, _MARGIN * _time(kind.by_torch, rows, weights)
-    for config in candidates(rows, kind.k):
+    best, least = None, _MARGIN * milliseconds(kind.by_torch, rows, weights)
+    for config in offered:
 
         def product(
             x: torch.Tensor, w: torch.Tensor, config: SkinnyConfig = config
         ) -> torch.Tensor:
             return skinny_linear(x, w, arrivals, config, activation=kind.activation)
 
-        time = _time(product, rows, weights)
+        try:
+            time = milliseconds(product, rows, weights)
+        except triton.CompilationError:
+            continue  # written in what is still an experiment in Triton: not for all its versions
         if time < least:
             best, least = config, time
     return best
-
-
-def _time(product: Product, rows: int, weights: list[torch.Tensor]) -> float:
-    """Milliseconds of one call in a graph; the best of a few replays.
-
-    Every product waits for a small kernel that makes its input, as in a model: how much of the
-    weights arrives in the meantime is part of what makes a kernel fast.
-    """
-    needed = -(-_BYTES // weights[0].nbytes)
-    turns = (weights * (needed // len(weights) + 1))[: max(needed, 2)]
-    source = torch.randn(rows, weights[0].shape[1], device=weights[0].device).to(weights[0].dtype)
-
-    def call(weight: torch.Tensor) -> None:
-        product(add_rms_norm(source, None, None, 1e-6), weight)
-
-    call(turns[0])  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for weight in turns:
-            call(weight)
-    times = []
-    for _ in range(_REPLAYS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / len(turns))
-    return min(times)
 
 
 class _Remembered:
@@ -131,17 +106,16 @@ class _Remembered:
         self._new: dict[str, list | None] = {}
         self._known = self._read().get(self._section, {})
 
-    def has(self, key: str) -> bool:
-        return key in self._known
+    def has(self, key: str, offered: list[SkinnyConfig]) -> bool:
+        """Whether the fastest is known, and one of those offered now, or torch's product."""
+        return key in self._known and self._known[key] in (None, *map(_fields, offered))
 
-    def get(self, key: str) -> SkinnyConfig | None:
-        values = self._known[key]
-        return None if values is None else SkinnyConfig(*values)
+    def get(self, key: str, offered: list[SkinnyConfig]) -> SkinnyConfig | None:
+        fields = self._known[key]
+        return next((config for config in offered if _fields(config) == fields), None)
 
     def set(self, key: str, config: SkinnyConfig | None) -> None:
-        fields = SkinnyConfig.__dataclass_fields__
-        values = None if config is None else [getattr(config, name) for name in fields]
-        self._known[key] = self._new[key] = values
+        self._known[key] = self._new[key] = None if config is None else _fields(config)
 
     def save(self) -> None:
         if not self._new:
@@ -161,4 +135,10 @@ class _Remembered:
             content = json.loads(self._file.read_text())
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        if not isinstance(content, dict):
+            return {}
+        return {name: section for name, section in content.items() if isinstance(section, dict)}
+
+
+def _fields(config: SkinnyConfig) -> list:
+    return list(astuple(config))

@@ -12,6 +12,7 @@ the name of each kernel and how many versions of it there are; fails where one d
 from __future__ import annotations
 
 import collections
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 CAPABILITY = int(sys.argv[1])
+SHARED_BYTES = 227 << 10  # of a program, at most
 compiled: collections.Counter[str] = collections.Counter()
+latest: dict[str, Any] = {}  # by name
 
 
 class Driver:
@@ -48,6 +51,7 @@ def compile_instead_of_launching() -> None:
         kernel = run(self, *arguments, warmup=True, **options)
         assert kernel.asm["cubin"], f"{self.__name__}: no machine code"
         compiled[self.__name__] = sum(len(caches[0]) for caches in self.device_caches.values())
+        latest[self.__name__] = kernel
         return kernel
 
     jit.JITFunction.run = compile_only
@@ -113,9 +117,43 @@ def compile_products() -> None:
     arrivals = torch.zeros(256, dtype=torch.int32)
     for rows in (1, 16, 64):
         x = torch.empty(rows, 1024, dtype=torch.bfloat16)
-        for config in candidates(rows, 1024):
+        for config in candidates(rows, w):
             for activation in (None, "silu"):
                 skinny_linear(x, w, arrivals, config, activation=activation)
+
+
+def compile_streamed_products() -> None:
+    """Of sizes that tiles do not divide, split and several tiles a program."""
+    from slipstream.kernels.skinny_linear import skinny_linear
+    from slipstream.kernels.stream_linear import streamed_candidates
+
+    arrivals = torch.zeros(256, dtype=torch.int32)
+    for rows, dtype in ((1, torch.bfloat16), (32, torch.float16), (64, torch.bfloat16)):
+        x = torch.empty(rows, 1096, dtype=dtype)
+        for n, activation in ((1000, None), (1000, "relu2"), (4000, None), (4000, "silu")):
+            w = torch.empty(n, 1096, dtype=dtype)
+            for config in streamed_candidates(rows, n, 1096, activation, 32):
+                skinny_linear(x, w, arrivals, config, activation=activation)
+                check_streamed(latest["_stream"])
+
+
+def check_streamed(kernel: Any) -> None:
+    """Nothing goes past the ring, and the first weights are fetched before the wait."""
+    places = {
+        name: [place.start() for place in re.finditer(rf"\b{name}\b", kernel.asm["sass"])]
+        for name in (
+            *("UTMALDG", "HGMMA", "ACQBULK", "PREEXIT"),
+            *("LDGSTS", "LDSM", "STL"),  # other ways of operands; spills
+        )
+    }
+    found = [name for name in places if places[name]]
+    assert found == ["UTMALDG", "HGMMA", "ACQBULK", "PREEXIT"], found
+    loads = places["UTMALDG"]
+    # Those who multiply wait as well.
+    between = [wait for wait in places["ACQBULK"] if loads[0] < wait < loads[-1]]
+    assert len(places["ACQBULK"]) == 2, "other waits for the kernel before"
+    assert len(between) == 1, "no loads before the wait"
+    assert kernel.metadata.shared <= SHARED_BYTES
 
 
 def compile_beside_flashinfer() -> None:
@@ -145,6 +183,8 @@ def main() -> None:
     if CAPABILITY >= 89:
         compile_steps(sys.argv[2], kv_cache_dtype="fp8")
     compile_products()
+    if CAPABILITY == 90:
+        compile_streamed_products()
     compile_beside_flashinfer()
     assert not triton.knobs.runtime.interpret
     for name, versions in sorted(compiled.items()):

@@ -27,7 +27,7 @@ def test_skinny_linear(dtype: torch.dtype, rows: int, n: int, k: int, small: boo
     w = torch.randn(n, k, generator=generator).to(dtype).to(DEVICE)
     arrivals = torch.zeros(64, dtype=torch.int32, device=DEVICE)
     expected = (x.float() @ w.float().T).to(dtype)
-    configs = [SkinnyConfig(16, 32, 3, 4, 3)] if small else candidates(rows, k)[:: 4 - rows % 3]
+    configs = [SkinnyConfig(16, 32, 3, 4, 3)] if small else candidates(rows, w)[:: 4 - rows % 3]
     for config in configs:
         out = skinny_linear(x, w, arrivals, config)
         torch.testing.assert_close(out, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
@@ -43,7 +43,7 @@ def test_gates_and_ups_are_multiplied_as_after_a_product(
     x = torch.randn(rows, k, generator=generator).to(torch.bfloat16).to(DEVICE)
     w = torch.randn(2 * inner, k, generator=generator).to(torch.bfloat16).to(DEVICE)
     arrivals = torch.zeros(64, dtype=torch.int32, device=DEVICE)
-    for config in candidates(rows, k)[:: 5 - rows % 3]:
+    for config in candidates(rows, w)[:: 5 - rows % 3]:
         product = skinny_linear(x, w, arrivals, config)
         out = skinny_linear(x, w, arrivals, config, activation=activation)
         assert torch.equal(out, gated_activation(product, activation))
@@ -53,7 +53,10 @@ def test_gates_and_ups_are_multiplied_as_after_a_product(
 
 
 def test_candidates_suit_the_shape() -> None:
-    assert all(config.dot for config in candidates(2, 4096))
-    assert not all(config.dot for config in candidates(1, 4096))
-    assert all(config.block_k * config.splits <= 512 for config in candidates(16, 512))
-    assert all(config.block_n > 1 for config in candidates(1, 4096)), "gates and ups are paired"
+    def of(rows: int, k: int) -> list[SkinnyConfig]:
+        return candidates(rows, torch.empty(256, k, device="meta"))
+
+    assert all(config.kernel == "tiles" for config in of(2, 4096))
+    assert not all(config.kernel == "tiles" for config in of(1, 4096))
+    assert all(config.block_k * config.splits <= 512 for config in of(16, 512))
+    assert all(config.block_n > 1 for config in of(1, 4096)), "gates and ups are paired"

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Products of few rows that stream weights: where, how cut, and, on the GPUs for it, how right."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("triton.experimental.gluon")
+
+from slipstream.kernels import stream_linear as module
+from slipstream.kernels.skinny_linear import SkinnyConfig, candidates, skinny_linear, streams
+from slipstream.kernels.stream_linear import stream_linear, streamed_candidates
+
+GPU = torch.device("cuda", 0)
+hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs a GPU of compute capability 9.0",
+)
+
+
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """Of the GPU that there seems to be, in a list to change it in."""
+    found = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: found[0])
+    streams.cache_clear()
+    yield found
+    streams.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("of_gpu", "able"), [((9, 0), True), ((8, 0), False), ((8, 9), False), ((10, 0), False)]
+)
+def test_only_hopper_streams(
+    capability: list[tuple[int, int]], of_gpu: tuple[int, int], able: bool
+) -> None:
+    capability[0] = of_gpu
+    assert streams(GPU) is able
+    assert not streams(torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("capability")
+def test_a_compiler_without_the_language_does_not_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "slipstream.kernels.stream_linear")
+    monkeypatch.setitem(sys.modules, "triton.experimental", None)
+    assert not streams(GPU)
+
+
+@pytest.mark.usefixtures("capability")
+def test_a_compiler_with_another_language_does_not_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.experimental.gluon.language.nvidia import hopper
+
+    monkeypatch.delitem(sys.modules, "slipstream.kernels.stream_linear")
+    monkeypatch.delattr(hopper, "warpgroup_mma_wait")
+    assert not streams(GPU)
+
+
+def cuts(rows: int, n: int, k: int, activation: str | None = None) -> list[str]:
+    return [
+        f"{c.block_n}x{c.block_k}/{c.splits} warps {c.warps} stages {c.stages}"
+        for c in streamed_candidates(rows, n, k, activation, 132)
+    ]
+
+
+def test_the_cut_keeps_the_multiprocessors_busy() -> None:
+    assert cuts(16, 4096, 14336) == [
+        "64x256/2 warps 4 stages 5",
+        "128x128/4 warps 4 stages 6",
+    ]
+    assert cuts(16, 6144, 4096)[0] == "64x256/1 warps 4 stages 5", "96 programs, not 192"
+    assert cuts(32, 28672, 4096, "silu") == [
+        "128x128/1 warps 4 stages 5",
+        "256x64/1 warps 4 stages 6",
+    ]
+    assert "256x64/1 warps 8 stages 5" in cuts(64, 28672, 4096, "silu")
+    assert cuts(16, 1024, 2048)[0] == "64x256/8 warps 4 stages 1", "no more than there is to fetch"
+    assert cuts(1, 128, 1024) == [], "a handful of programs would not be faster"
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("n", [64, 1000, 4096, 28672, 151936])
+@pytest.mark.parametrize("k", [64, 1000, 4096, 14336])
+def test_every_candidate_suits(
+    monkeypatch: pytest.MonkeyPatch, activation: str | None, n: int, k: int
+) -> None:
+    class Launched(Exception):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise Launched
+
+    monkeypatch.setattr(module, "_descriptor", refuse)
+    processors = type("Properties", (), {"multi_processor_count": 132})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: processors)
+    w = torch.empty(n, k, dtype=torch.bfloat16, device="meta")
+    for rows in (1, 16, 32, 64):
+        for config in streamed_candidates(rows, n, k, activation, 132):
+            for fewer in {rows, rows // 2 + 1}:
+                x = torch.empty(fewer, k, dtype=torch.bfloat16, device="meta")
+                with pytest.raises(Launched):
+                    stream_linear(x, w, w, config, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "k", "activation"),
+    [
+        (SkinnyConfig(64, 256, 1, 4, 6, "stream"), 65, 4096, None),  # too many rows
+        (SkinnyConfig(64, 256, 1, 4, 7, "stream"), 8, 4096, None),  # more than an SM has
+        (SkinnyConfig(64, 256, 1, 4, 6, "stream"), 64, 4096, None),  # with as many rows
+        (SkinnyConfig(64, 256, 1, 4, 6, "stream"), 8, 4096, "silu"),  # half of it gates
+        (SkinnyConfig(64, 256, 1, 8, 3, "stream"), 8, 4096, None),
+        (SkinnyConfig(64, 256, 1, 2, 3, "stream"), 8, 4096, None),
+        (SkinnyConfig(96, 64, 1, 4, 3, "stream"), 8, 4096, None),
+        (SkinnyConfig(64, 32, 1, 4, 3, "stream"), 8, 4096, None),
+        (SkinnyConfig(64, 256, 5, 4, 3, "stream"), 8, 1024, None),  # some would have no part
+        (SkinnyConfig(64, 256, 0, 4, 3, "stream"), 8, 1024, None),
+        (SkinnyConfig(64, 256, 1, 4, 0, "stream"), 8, 1024, None),
+        (SkinnyConfig(64, 256, 1, 4, 3, "stream"), 8, 1028, None),  # rows of odd addresses
+    ],
+)
+def test_a_config_that_does_not_suit_is_refused(
+    config: SkinnyConfig, rows: int, k: int, activation: str | None
+) -> None:
+    x, w = torch.empty(rows, k, dtype=torch.bfloat16), torch.empty(512, k, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="does not suit"):
+        skinny_linear(x, w, torch.zeros(8, dtype=torch.int32), config, activation=activation)
+
+
+@pytest.mark.usefixtures("capability")
+def test_candidates_of_both_kinds_where_weights_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta")
+    everywhere = candidates(32, w)
+    monkeypatch.setattr("slipstream.kernels.skinny_linear.streams", lambda device: True)
+    processors = type("Properties", (), {"multi_processor_count": 132})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: processors)
+    here = candidates(32, w)
+    assert {config.kernel for config in everywhere} == {"tiles"}
+    assert {config.kernel for config in here} == {"stream", "tiles"}
+    assert len(here) <= len(everywhere)
+    assert {config.kernel for config in candidates(1, w)} == {"stream", "vector", "tiles"}
+
+
+@pytest.mark.gpu
+@hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("n", "k", "activation"),
+    [
+        (4100, 1096, None),  # tiles reach past the ends
+        (1030, 8192, None),  # K is split
+        (40000, 520, None),  # several tiles a program
+        (4100, 1096, "silu"),
+        (12000, 1000, "relu2"),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 3, 8, 16, 20, 33, 64])
+def test_streamed_products(
+    dtype: torch.dtype, n: int, k: int, activation: str | None, rows: int
+) -> None:
+    generator = torch.Generator(GPU).manual_seed(0)
+    x = torch.randn(rows, k, generator=generator, device=GPU).to(dtype)
+    w = torch.randn(n, k, generator=generator, device=GPU).mul_(k**-0.5).to(dtype)
+    product = x.double() @ w.double().T
+    if activation is not None:
+        gate, up = product.chunk(2, 1)
+        product = (F.silu(gate) if activation == "silu" else F.relu(gate).square()) * up
+    arrivals = torch.zeros(n, dtype=torch.int32, device=GPU)
+    processors = torch.cuda.get_device_properties(GPU).multi_processor_count
+    configs = streamed_candidates(rows, n, k, activation, processors)
+    assert configs
+    for config in configs:
+        outs = torch.full((10, rows + 1, product.shape[1]), torch.nan, dtype=dtype, device=GPU)
+        for out in outs:  # each begins while the one before ends
+            skinny_linear(x, w, arrivals, config, out[:rows], activation=activation)
+        error = (outs[0, :rows].double() - product).norm() / product.norm()
+        assert error < 4 * torch.finfo(dtype).eps, config
+        assert torch.equal(outs[1:, :rows], outs[:1, :rows].expand(9, -1, -1)), config
+        assert outs[:, rows].isnan().all(), "written past the last row"
+        assert not arrivals.any(), config
