@@ -3,7 +3,7 @@
 """How fast the attention kernels read a paged cache, on a GPU.
 
 python3 benchmarks/attention_kernels.py [--heads 32] [--kv-heads 8] [--head-dim 128]
-    [--tokens-per-block 16] [--decode 1x1k 64x4k] [--prefill 8x1024] [--splits 1 8 16]
+    [--tokens-per-block 16] [--decode 1x1k 64x4k] [--prefill 8x1024] [--programs 64 396]
     [--sliding 4096] [--soft-cap 50] [--kv-cache-dtype fp8] [--backends triton flashinfer]
 
 Every launch is compared with float32 arithmetic first. Times are of replays of CUDA graphs whose
@@ -26,9 +26,15 @@ import torch
 
 from slipstream.attention.kv_cache import bits_of
 from slipstream.attention.kv_scale import UNSCALED, KvScale, to_fp8
+from slipstream.kernels.decode_schedule import decode_schedule, schedule_decodes
 from slipstream.kernels.flashinfer_calls import Chunks, Fa3Prefill, XqaDecode
 from slipstream.kernels.page_tables import gather_tables
-from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
+from slipstream.kernels.paged_decode import (
+    decode_attention,
+    decode_programs,
+    decode_tile,
+    decode_workspace,
+)
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
 
 DECODE = ["1x1k", "1x16k", "1x64k", "1x128k", "8x4k", "64x1k", "64x4k", "256x1k", "256x2k"]
@@ -164,24 +170,35 @@ class Decodes:
         time = microseconds(launch, self.caches.pools)
         seen = n * (self.length - shape.first_visible(last))
         rate = seen * shape.kv_heads * shape.head_dim * 2 * shape.value_bytes / time / 1e6
-        print(f"decode {self.name:8} {how:11} {time:9.1f} us {rate:6.2f} TB/s{mark}", flush=True)
+        print(f"decode {self.name:8} {how:13} {time:9.1f} us {rate:6.2f} TB/s{mark}", flush=True)
 
-    def triton(self, splits: list[int]) -> None:
+    def triton(self, programs: list[int]) -> None:
+        """The schedule is made once a step, and not timed."""
         shape, rows = self.shape, self.rows
         sms = torch.cuda.get_device_properties(0).multi_processor_count
-        chosen = choose_splits(self.n, shape.kv_heads, sms, self.length)
-        for num_splits in dict.fromkeys([*splits, chosen]):
-            workspace = decode_workspace(
-                self.n, shape.heads, shape.head_dim, num_splits, self.q.device
+        chosen = decode_programs(sms)
+        for count in dict.fromkeys([*programs, chosen]):
+            schedule = decode_schedule(self.n, shape.kv_heads, count, sms, self.q.device)
+            workspace = decode_workspace(schedule, shape.heads, shape.kv_heads, shape.head_dim)
+            schedule_decodes(
+                rows,
+                rows,
+                self.positions,
+                schedule,
+                kv_heads=shape.kv_heads,
+                tile=decode_tile(shape.head_dim),
+                mask_kind=shape.options["mask_kind"],
+                mask_size=shape.options["mask_size"],
             )
+            torch.cuda.synchronize()
 
-            def launch(pool: torch.Tensor, num_splits=num_splits, workspace=workspace) -> None:
+            def launch(pool: torch.Tensor, workspace=workspace, schedule=schedule) -> None:
                 decode_attention(
-                    self.q, pool, self.caches.tables, rows, rows, self.positions, self.out,
-                    workspace, num_splits=num_splits, **shape.options,
+                    self.q, pool, self.caches.tables, self.out, workspace, schedule, n=self.n,
+                    **shape.options,
                 )  # fmt: skip
 
-            self.measure(launch, f"splits {num_splits}", " chosen" if num_splits == chosen else "")
+            self.measure(launch, f"programs {count}", " chosen" if count == chosen else "")
 
     def flashinfer(self) -> None:
         """The queries it reads have to be contiguous; tables are gathered once a step."""
@@ -224,7 +241,7 @@ class Prompts:
         seen = sum(position + 1 - shape.first_visible(position) for position in range(length))
         rate = 4 * n * seen * shape.heads * shape.head_dim / time / 1e6
         print(
-            f"prefill {self.name:8} {how:11} {time:9.1f} us {rate:6.0f} TFLOP/s{mark}", flush=True
+            f"prefill {self.name:8} {how:13} {time:9.1f} us {rate:6.0f} TFLOP/s{mark}", flush=True
         )
 
     def triton(self) -> None:
@@ -286,7 +303,7 @@ def main() -> None:
     parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--decode", nargs="*", default=DECODE)
     parser.add_argument("--prefill", nargs="*", default=PREFILL)
-    parser.add_argument("--splits", type=int, nargs="*", default=[1])
+    parser.add_argument("--programs", type=int, nargs="*", default=[])
     parser.add_argument(
         "--backends", nargs="+", choices=["triton", "flashinfer"], default=["triton"]
     )
@@ -309,7 +326,7 @@ def main() -> None:
     for name in options.decode:
         decodes = Decodes(shape, name)
         if "triton" in options.backends:
-            decodes.triton(options.splits)
+            decodes.triton(options.programs)
         if "flashinfer" in options.backends:
             decodes.flashinfer()
         del decodes

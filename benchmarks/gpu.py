@@ -202,7 +202,7 @@ def main() -> None:
                 flush=True,
             )
         if arguments.mixed:
-            results |= mixed(llm, values["vocab_size"], 2)
+            results |= mixed(llm, values["vocab_size"], max(arguments.repeats - 1, 1))
             print(f"mixed: {results['mixed_output_tokens_per_s']:,.0f} output tokens/s", flush=True)
         llm.close()
     if arguments.json:

@@ -57,10 +57,12 @@ def worker_config(folder: str, arguments: argparse.Namespace, context: int) -> W
 class Sequences:
     """Plans for sequences that are all of one length, with blocks of their own."""
 
-    def __init__(self, batch: int, per_block: int, most: int) -> None:
+    def __init__(self, batch: int, per_block: int, most: int, pool: np.ndarray) -> None:
+        """pool: numbers of blocks, each sequence's own one after the other."""
         self.batch = batch
         self.per_block = per_block
         self.blocks = -(-most // per_block)
+        self.pool = pool.astype(np.int32)
         self.computed = 0
         self.held = 0
         self.step_id = 0
@@ -85,7 +87,7 @@ class Sequences:
             num_new_blocks=np.full(slots.size, new.size, np.uint32),
             flags=np.full(slots.size, SeqFlag.SAMPLE, np.uint32),
             token_ids=tokens if admit else np.full(slots.size, frames.TOKEN_FROM_SLOT, np.int32),
-            new_block_ids=(slots[:, None] * self.blocks + new).ravel().astype(np.int32),
+            new_block_ids=self.pool[(slots[:, None] * self.blocks + new).ravel()],
             copies=np.empty(0, frames.BLOCK_COPY),
             admitted=admitted,
             retired=np.empty(0, np.uint32),
@@ -178,7 +180,10 @@ class Trace:
 def prepared(runner: ModelRunner, batch: int, arguments: argparse.Namespace) -> Sequences:
     """Sequences whose prompts are computed."""
     most = arguments.context + 2 * _STEPS + 100
-    sequences = Sequences(batch, arguments.tokens_per_block, most)
+    pool = np.arange(runner.caches[0].num_blocks)
+    if arguments.scattered:
+        np.random.default_rng(0).shuffle(pool)
+    sequences = Sequences(batch, arguments.tokens_per_block, most, pool)
     for plan in sequences.prompts(arguments.context):
         runner.step(plan)
     decode_steps(runner, sequences, 20)
@@ -226,6 +231,7 @@ def main() -> None:
     parser.add_argument("--batch", type=lambda text: list(map(int, text.split(","))), default=sizes)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--tokens-per-block", type=int, default=64)
+    parser.add_argument("--scattered", action="store_true", help="blocks anywhere in the pool")
     parser.add_argument("--kernels", action="store_true", help="print the time of each kernel")
     parser.add_argument("--trace", type=Path, help="folder that keeps the traces")
     parser.add_argument("--json", type=Path)

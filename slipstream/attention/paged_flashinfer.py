@@ -88,15 +88,12 @@ class PagedFlashInfer(PagedTriton):
             most = min(max_tokens, self._max_chunks)
             self.fa3.plan(chunks, max_tokens, most, self.table_width, self.per_block, turn)
 
-    def leaves_whole(self, decodes: int) -> bool:
-        """See PagedTriton: ``xqa`` cuts up what is long."""
-        return False
-
     def plan(self, batch: DeviceBatch) -> PagedTritonPlan:
         """Rows of a batch without tiles are its sequences, in order, and then padding."""
         assert batch.block_tables.shape[2] == self.table_width
         if batch.tile_rows.shape[0]:
-            return _MixedPlan(self, batch, self.splits(batch))
+            self._schedule(batch)
+            return _MixedPlan(self, batch)
         count = batch.decode_rows.shape[0]
         for (group, mask), tables in self.page_tables.items():
             gather_tables(
@@ -110,7 +107,7 @@ class PagedFlashInfer(PagedTriton):
                 mask_kind=mask.kind,
                 mask_size=mask.size,
             )
-        return _DecodePlan(self, batch, 1)
+        return _DecodePlan(self, batch)
 
 
 class _DecodePlan(PagedTritonPlan):

@@ -14,16 +14,24 @@ from typing import Any
 
 import torch
 
-from slipstream.attention.interface import ScoreSpec
+from slipstream.attention.interface import Mask, ScoreSpec
 from slipstream.attention.kv_cache import KvCache, pools_by_layer
 from slipstream.attention.kv_scale import FP8, UNSCALED, KvScale
 from slipstream.attention.preparation import Preparation, QkNorms
+from slipstream.kernels.decode_schedule import (
+    DecodeSchedule,
+    decode_schedule,
+    schedule_decodes,
+)
 from slipstream.kernels.flashinfer_calls import Chunks
-from slipstream.kernels.paged_decode import choose_splits, decode_attention, decode_workspace
+from slipstream.kernels.paged_decode import (
+    decode_attention,
+    decode_programs,
+    decode_tile,
+    decode_workspace,
+)
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
 from slipstream.kernels.qkv import prepare_qkv
-
-_MIXED_SPLITS = 8  # of sequences that decode beside chunks; short ones are not split
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +83,16 @@ class PagedTriton:
         self.places = pools_by_layer(caches, layers)
         device = caches[0].pool.device
         num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-        # By number of decodes. Steps run one after the other: one workspace serves all.
-        self._splits = [
-            choose_splits(max(count, 1), self.num_kv_heads, num_sms, max_positions)
-            for count in range(max_decodes + 1)
-        ]
-        parts = max(count * max(splits, _MIXED_SPLITS) for count, splits in enumerate(self._splits))
-        self.workspace = decode_workspace(parts, num_heads, self.head_dim, 1, device)
+        # Steps run one after the other: these serve all.
+        self.schedules: dict[Mask, DecodeSchedule] = {
+            score.mask: decode_schedule(
+                max_decodes, self.num_kv_heads, decode_programs(num_sms), num_sms, device
+            )
+            for score in scores
+        }
+        self.workspace = decode_workspace(
+            next(iter(self.schedules.values())), num_heads, self.num_kv_heads, self.head_dim
+        )
 
     def stage_chunks(self, sequences: Chunks, max_tokens: int, turn: int) -> None:
         """What the host has to enqueue before a step with chunks: nothing.
@@ -92,29 +103,32 @@ class PagedTriton:
         """
 
     def plan(self, batch: DeviceBatch) -> PagedTritonPlan:
-        return PagedTritonPlan(self, batch, self.splits(batch))
+        self._schedule(batch)
+        return PagedTritonPlan(self, batch)
 
-    def leaves_whole(self, decodes: int) -> bool:
-        """Whether a batch of so many single tokens and nothing else reads each sequence in one
-        part, however long it is: among many, most are short."""
-        return self._splits[decodes] == 1
-
-    def splits(self, batch: DeviceBatch) -> int:
-        """Parts that sequences of one token are cut into."""
-        splits = self._splits[batch.decode_rows.shape[0]]
-        if batch.tile_rows.shape[0]:
-            # Beside chunks most rows may be padding, and the few others long.
-            splits = max(splits, _MIXED_SPLITS)
-        return splits
+    def _schedule(self, batch: DeviceBatch) -> None:
+        """Enqueues the schedules of the batch's single tokens, for every mask."""
+        if not batch.decode_rows.shape[0]:
+            return
+        for mask, schedule in self.schedules.items():
+            schedule_decodes(
+                batch.decode_rows,
+                batch.decode_slots,
+                batch.positions,
+                schedule,
+                kv_heads=self.num_kv_heads,
+                tile=decode_tile(self.head_dim),
+                mask_kind=mask.kind,
+                mask_size=mask.size,
+            )
 
 
 class PagedTritonPlan:
     """A batch in device memory; see AttentionPlan."""
 
-    def __init__(self, backend: PagedTriton, batch: DeviceBatch, splits: int) -> None:
+    def __init__(self, backend: PagedTriton, batch: DeviceBatch) -> None:
         self._backend = backend
         self._batch = batch
-        self._splits = splits
 
     def run(
         self,
@@ -140,17 +154,14 @@ class PagedTritonPlan:
         self, layer: int, queries: torch.Tensor, out: torch.Tensor, sinks: torch.Tensor | None
     ) -> None:
         group, pool = self._backend.places[layer]
-        batch = self._batch
         decode_attention(
             queries,
             pool,
-            batch.block_tables[group],
-            batch.decode_rows,
-            batch.decode_slots,
-            batch.positions,
+            self._batch.block_tables[group],
             out,
             self._backend.workspace,
-            num_splits=self._splits,
+            self._backend.schedules[self._backend.scores[layer].mask],
+            n=self._batch.decode_rows.shape[0],
             sinks=sinks,
             **self._options(layer),
         )

@@ -12,6 +12,7 @@ from slipstream.kernels.overlap import await_inputs, launch_options
 
 # One warp holds four heads of 128 as 16 bytes a thread; no reduction leaves the warp.
 _HEADS = 4
+_MANY_TOKENS = 1024  # from here on starting programs would take longer than what they do
 
 
 @triton.jit
@@ -182,12 +183,14 @@ def prepare_qkv(
     queries = heads - 2 * kv_heads
     dim = size if cos is None else cos.shape[-1]
     rest = triton.next_power_of_2(size - dim) if dim < size else 0
-    grid = (tokens, triton.cdiv(queries, _HEADS) + triton.cdiv(kv_heads, _HEADS))
+    warps = 4 if tokens >= _MANY_TOKENS else 1
+    held = warps * _HEADS
+    grid = (tokens, triton.cdiv(queries, held) + triton.cdiv(kv_heads, held))
     _prepare_qkv[grid](
         qkv, pool, write_slots, cos, sin, q_norm, k_norm, q_factor, q_out, eps, key_scale,
         value_scale, QUERIES=queries, KEYS=kv_heads, SIZE=size, DIM=dim,
         TOKENS_PER_BLOCK=pool.shape[3],
         INTERLEAVED=style == "interleaved", NORM_AFTER=norm_after_rope,
-        HEADS=_HEADS, PAIRS=triton.next_power_of_2(dim // 2), REST=rest,
-        num_warps=1, **launch_options(),
+        HEADS=held, PAIRS=triton.next_power_of_2(dim // 2), REST=rest,
+        num_warps=warps, **launch_options(),
     )  # fmt: skip

@@ -42,8 +42,7 @@ Progress = Callable[[float, str], None]
 _DEPTH = 4  # steps whose buffers are kept apart; at most two are in flight
 _MORE_TILES = 64  # of a mixed graph, beyond what its tokens fill: as many prompts may end midway
 _NO_CHUNKS = Chunks(*np.zeros((4, 0), np.int64))
-_LONG = 16384  # positions whose keys one program of a kernel takes too long to read
-_FEW_SAMPLES = 32  # in mixed graphs: rows of logits cost as much as tokens
+_SAMPLES = (32, 128)  # in mixed graphs, or all: rows of logits cost as much as tokens
 
 
 class GraphRunner(ModelRunner):
@@ -141,7 +140,6 @@ class GraphRunner(ModelRunner):
         self._decode_sizes, self._mixed = sizes, mixed
 
     def _mixed_shapes(self) -> list[StepShape]:
-        few = min(_FEW_SAMPLES, self._max_num_seqs)
         return [
             StepShape(
                 tokens,
@@ -152,7 +150,8 @@ class GraphRunner(ModelRunner):
             )
             for tokens in MIXED_TOKENS
             if tokens <= self._max_num_tokens
-            for samples in sorted({few, min(tokens, self._max_num_seqs)})
+            for most in (min(tokens, self._max_num_seqs),)
+            for samples in (*(fewer for fewer in _SAMPLES if fewer < most), most)
         ]
 
     def _decode_shape(self, sequences: int) -> StepShape:
@@ -281,7 +280,7 @@ class GraphRunner(ModelRunner):
     ) -> tuple[StepShape, IntArray]:
         """Enqueues forward and sampling. Returns the shape and, for each sequence that samples, its
         row of ``_logits_of_samples`` and ``_sampled``."""
-        shape = self._decodes(plan, slots, num_tokens)
+        shape = self._decodes(slots, num_tokens)
         if shape is not None:
             self._stage_decode(shape, plan, slots, rows)
             self._graphs[shape].replay()
@@ -323,14 +322,11 @@ class GraphRunner(ModelRunner):
         self._logits_of_samples.view(-1).index_fill_(0, flat, lowest)
         self._choose(self._staging.last_received(shape), self._unread[: shape.samples])
 
-    def _decodes(self, plan: StepPlan, slots: IntArray, num_tokens: IntArray) -> StepShape | None:
+    def _decodes(self, slots: IntArray, num_tokens: IntArray) -> StepShape | None:
         """The graph of a step of single tokens; None: not one of those."""
         if num_tokens.max() > 1 or not self._decode_sizes or slots.size > self._decode_sizes[-1]:
             return None
         size = self._decode_sizes[bisect.bisect_left(self._decode_sizes, slots.size)]
-        # A mixed step cuts long sequences up even where there are many others.
-        if plan.first_position.max() >= _LONG and self._kernels.leaves_whole(size):
-            return None
         return self._decode_shape(size)
 
     def _stage_decode(

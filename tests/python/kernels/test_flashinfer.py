@@ -30,7 +30,7 @@ on_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or installed_version() is None,
     reason="needs an NVIDIA GPU and FlashInfer",
 )
-BF16 = Case(dtype=torch.bfloat16, splits=1)
+BF16 = Case(dtype=torch.bfloat16, running=1)
 
 
 def case(heads: int, kv_heads: int, head_dim: int, per_block: int, mask: Mask = FULL) -> object:

@@ -15,10 +15,15 @@ pytest.importorskip("triton")
 from slipstream.attention.interface import FULL, Mask
 from slipstream.attention.kv_cache import bits_of
 from slipstream.attention.kv_scale import FP8, to_fp8
+from slipstream.kernels.decode_schedule import (
+    DecodeSchedule,
+    decode_schedule,
+    schedule_decodes,
+)
 from slipstream.kernels.paged_decode import (
     DecodeWorkspace,
-    choose_splits,
     decode_attention,
+    decode_tile,
     decode_workspace,
 )
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
@@ -37,7 +42,8 @@ class Case:
     mask: Mask = FULL
     soft_cap: float | None = None
     sinks: bool = False
-    splits: int = 3
+    running: int = 7  # programs at a time
+    num_sms: int = 100
     scales: tuple[float, float] | None = None  # of keys and values in e4m3; None: as dtype
 
     @property
@@ -75,17 +81,17 @@ CASES = [
     case("soft-cap", soft_cap=3.0),
     case("sinks", sinks=True, heads=8),
     case("sinks-sliding-bf16", sinks=True, mask=Mask("sliding", 70), dtype=torch.bfloat16),
-    case("all", sinks=True, mask=Mask("chunked", 50), soft_cap=2.0, heads=8, splits=1),
-    case("one-split", splits=1, dtype=torch.bfloat16),
+    case("all", sinks=True, mask=Mask("chunked", 50), soft_cap=2.0, heads=8, running=1),
+    case("one-at-a-time", running=1, dtype=torch.bfloat16),
     case("fp8", scales=(0.03, 0.007)),
     case("fp8-bf16", scales=(0.5, 3.0), dtype=torch.bfloat16, head_dim=128),
     case("fp8-fp16", scales=(1.0, 1.0), dtype=torch.float16, kv_heads=4),
     case("fp8-dim-80", scales=(0.25, 0.1), head_dim=80, per_block=32, heads=8),
     case("fp8-sliding", scales=(0.02, 0.04), mask=Mask("sliding", 70)),
     case("fp8-sinks-cap", scales=(0.3, 1.7), sinks=True, soft_cap=2.0, heads=8),
-    case("fp8-chunked", scales=(0.3, 1.7), mask=Mask("chunked", 50), splits=1, sinks=True),
-    case("fp8-many-splits", scales=(0.1, 2.0), splits=9, per_block=64, heads=16, kv_heads=1),
-    case("many-splits", splits=9, per_block=32, heads=16, kv_heads=1, head_dim=128),
+    case("fp8-chunked", scales=(0.3, 1.7), mask=Mask("chunked", 50), running=1, sinks=True),
+    case("fp8-many-programs", scales=(0.1, 2.0), running=40, per_block=64, heads=16, kv_heads=1),
+    case("many-programs", running=40, per_block=32, heads=16, kv_heads=1, head_dim=128),
 ]
 
 
@@ -165,21 +171,54 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def decode(layout: Layout, q: torch.Tensor, workspace: DecodeWorkspace) -> torch.Tensor:
-    """Each sequence's last token, its row that of the sequence; padding before and after them."""
+def schedule_of(case: Case, n: int) -> DecodeSchedule:
+    return decode_schedule(n, case.kv_heads, case.running, case.num_sms, DEVICE)
+
+
+def fill(
+    schedule: DecodeSchedule, case: Case, rows: list[int], slots: list[int], positions: list[int]
+) -> None:
+    schedule_decodes(
+        ints(*rows),
+        ints(*slots),
+        ints(*positions),
+        schedule,
+        kv_heads=case.kv_heads,
+        tile=decode_tile(case.head_dim),
+        mask_kind=case.mask.kind,
+        mask_size=case.mask.size,
+    )
+
+
+def workspace_of(case: Case, schedule: DecodeSchedule) -> DecodeWorkspace:
+    return decode_workspace(schedule, case.heads, case.kv_heads, case.head_dim)
+
+
+def decode(
+    layout: Layout,
+    q: torch.Tensor,
+    rows: list[int],
+    schedule: DecodeSchedule | None = None,
+    workspace: DecodeWorkspace | None = None,
+) -> torch.Tensor:
+    """The last token of each of ``rows``, which are sequences or padding."""
     case, n = layout.case, len(layout.lengths)
+    positions = [length - 1 for length in layout.lengths]
+    slots = [layout.slots[row] if row >= 0 else UNOWNED for row in rows]
+    schedule = schedule or schedule_of(case, len(rows))
+    workspace = workspace or workspace_of(case, schedule)
+    fill(schedule, case, rows, slots, positions)
+    # Not a dependent launch: see decode_attention.
     out = torch.full((n, case.heads * case.head_dim), 7.0, dtype=case.dtype, device=DEVICE)
     decode_attention(
         q,
         layout.pool,
         layout.tables.to(DEVICE),
-        ints(-1, *range(n), -1),
-        ints(0, *layout.slots, 0),
-        ints(*(length - 1 for length in layout.lengths)),
         out,
         workspace,
+        schedule,
+        n=len(rows),
         sinks=layout.sinks,
-        num_splits=case.splits,
         **case.options,
     )
     return out
@@ -192,12 +231,14 @@ def test_decode(case: Case) -> None:
         layout.hide(i, int(case.mask.first_visible(np.array([length - 1]))[0]))
     n = len(layout.lengths)
     q = layout.queries(n)
-    workspace = decode_workspace(n + 2, case.heads, case.head_dim, case.splits, DEVICE)
+    schedule = schedule_of(case, 9)
+    workspace = workspace_of(case, schedule)
     expected = torch.stack(
         [layout.reference(q[i], i, length - 1) for i, length in enumerate(layout.lengths)]
     )
-    assert_close(decode(layout, q, workspace), expected, case.dtype)
-    assert not workspace.arrivals.any()  # the next launch finds them as this one did
+    for rows in ([-1, 0, 1, -1, 2, -1], [2, 1, 0]):
+        assert_close(decode(layout, q, rows, schedule, workspace), expected, case.dtype)
+        assert not workspace.arrivals.any()  # the next launch finds them as this one did
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -237,24 +278,16 @@ def test_prefill(case: Case) -> None:
 
 
 def test_decode_leaves_other_rows_alone() -> None:
-    layout = Layout(Case(), [40])
+    layout = Layout(Case(), [30, 40, 50])
     q = layout.queries(3)
-    out = torch.full((3, 4 * 64), 7.0, device=DEVICE)
-    decode_attention(
-        q,
-        layout.pool,
-        layout.tables.to(DEVICE),
-        ints(1, -1),
-        ints(0, 0),
-        ints(0, 39, 0),
-        out,
-        decode_workspace(2, 4, 64, 2, DEVICE),
-        sinks=None,
-        num_splits=2,
-        **Case().options,
-    )
-    assert_close(out[1], layout.reference(q[1], 0, 39), torch.float32)
+    out = decode(layout, q, [1, -1])
+    assert_close(out[1], layout.reference(q[1], 1, 39), torch.float32)
     assert (out[[0, 2]] == 7.0).all()
+
+
+def test_decode_of_padding_alone_does_nothing() -> None:
+    layout = Layout(Case(), [30])
+    assert (decode(layout, layout.queries(1), [-1, -1, -1]) == 7.0).all()
 
 
 def test_a_tile_has_as_many_tokens_as_its_heads_leave_room_for() -> None:
@@ -265,26 +298,84 @@ def test_a_tile_has_as_many_tokens_as_its_heads_leave_room_for() -> None:
 
 
 def test_a_scale_that_is_not_positive_is_refused() -> None:
-    layout = Layout(Case(), [1])
+    layout, schedule = Layout(Case(), [1]), schedule_of(Case(), 1)
     with pytest.raises(ValueError, match="scale must be positive, got -1"):
         decode_attention(
             layout.queries(1),
             layout.pool,
             layout.tables.to(DEVICE),
-            ints(0),
-            ints(0),
-            ints(0),
             torch.empty(1, 256, device=DEVICE),
-            decode_workspace(1, 4, 64, 1, DEVICE),
+            workspace_of(Case(), schedule),
+            schedule,
+            n=1,
             sinks=None,
-            num_splits=1,
             **{**Case().options, "scale": -1.0},
         )
 
 
+@pytest.mark.parametrize(("running", "num_sms"), [(1, 1), (6, 2), (33, 11), (396, 132)])
+@pytest.mark.parametrize("mask", [FULL, Mask("sliding", 70), Mask("chunked", 96)], ids=str)
 @pytest.mark.parametrize(
-    ("n", "kv_heads", "positions", "splits"),
-    [(1, 8, 131072, 49), (1, 1, 131072, 128), (1, 8, 1024, 16), (8, 8, 4096, 6), (256, 8, 2048, 1)],
+    "lengths",
+    [[1], [0], [64, 65, 1000], [0, 5, 0, 0, 4000, 1, 0], [700] * 70, [1024] * 40 + [65536]],
+    ids=len,
 )
-def test_splits_fill_the_gpu(n: int, kv_heads: int, positions: int, splits: int) -> None:
-    assert choose_splits(n, kv_heads, 132, positions) == splits
+def test_every_tile_is_read_once(
+    lengths: list[int], mask: Mask, running: int, num_sms: int
+) -> None:
+    case = Case(mask=mask, running=running, num_sms=num_sms)
+    tile = decode_tile(case.head_dim)
+    rows = [i if length else -1 for i, length in enumerate(lengths)]
+    slots = [i + 5 if length else UNOWNED for i, length in enumerate(lengths)]
+    schedule = schedule_of(case, len(lengths))
+    schedule.items.fill_(77)
+    fill(schedule, case, rows, slots, [max(length - 1, 0) for length in lengths])
+    read: dict[tuple[int, int], list[int]] = {}
+    first_items: list[int] = []
+    items = schedule.items.tolist()
+    for number, (row, slot, end, head, first, stop, first_item, parts) in enumerate(items):
+        if parts == 0:
+            continue
+        assert (slot, end) == (row + 5, lengths[row])
+        assert stop > first
+        assert 0 <= number - first_item < parts
+        assert items[first_item][7] == parts
+        assert items[first_item][:4] == [row, slot, end, head]
+        read.setdefault((row, head), []).extend(range(first, stop))
+        first_items.append(first_item)
+    for row, length in enumerate(lengths):
+        seen = int(mask.first_visible(np.array([length - 1]))[0]) // tile
+        for head in range(case.kv_heads):
+            expected = list(range(seen, -(-length // tile))) if length else None
+            assert read.get((row, head)) == expected
+    assert len(read) == len(set(first_items))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kv_heads", "parts"),
+    [
+        ([131072], 8, [49]),
+        ([131072], 1, [128]),  # the last to finish reads them all
+        ([1024], 8, [16]),
+        ([4096] * 8, 8, [6] * 8),
+        ([1024] * 32, 8, [1] * 32),  # every SM has work: short ones stay whole
+        ([1024] * 64, 8, [1] * 64),
+        ([4096] * 64, 8, [3] * 64),  # whole they would be a wave and a quarter
+        ([2048] * 256, 8, [1] * 256),
+        ([1024] * 100 + [32768], 8, [1] * 100 + [12]),
+        ([32768] + [0] * 511, 8, [47] + [0] * 511),  # padding counts for nothing
+    ],
+)
+def test_parts_fill_the_gpu(lengths: list[int], kv_heads: int, parts: list[int]) -> None:
+    case = Case(kv_heads=kv_heads, running=396, num_sms=132)
+    schedule = schedule_of(case, len(lengths))
+    rows = [i if length else -1 for i, length in enumerate(lengths)]
+    fill(schedule, case, rows, rows, [max(length - 1, 0) for length in lengths])
+    found = {row: count for row, *_, count in schedule.items.tolist() if count}
+    assert [found.get(row, 0) for row in range(len(lengths))] == parts
+
+
+def test_a_schedule_has_room_for_its_sequences() -> None:
+    schedule = schedule_of(Case(), 2)
+    with pytest.raises(AssertionError, match="too small"):
+        fill(schedule, Case(), [0, 1, 2], [0, 1, 2], [5, 5, 5])

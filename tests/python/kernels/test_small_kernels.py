@@ -94,7 +94,14 @@ def test_rope_tables(dtype: torch.dtype, style: str, dim: int) -> None:
 )
 @pytest.mark.parametrize("norm", ["none", "before", "after", "float32"])
 def test_prepare_qkv(
-    dtype: torch.dtype, style: str, heads: int, kv_heads: int, size: int, dim: int | None, norm: str
+    dtype: torch.dtype,
+    style: str,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    dim: int | None,
+    norm: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokens, tokens_per_block = 4, 8
     qkv = random(tokens, heads + 2 * kv_heads, size, dtype=dtype)
@@ -137,13 +144,24 @@ def test_prepare_qkv(
         q_norm=q_norm, k_norm=k_norm, eps=1e-6, norm_after_rope=norm == "after", q_factor=factor,
     )  # fmt: skip
     assert torch.equal(qkv[:, heads:], keys)
+    written = pool.clone()
+    pool.zero_()
+    monkeypatch.setattr("slipstream.kernels.qkv._MANY_TOKENS", 1)  # by larger programs
     elsewhere, untouched = torch.empty_like(expected[:, :heads]).contiguous(), given.clone()
     prepare_qkv(
         given, pool, slots, kv_heads=kv_heads, cos=cos, sin=sin, style=style, q_out=elsewhere,
         q_norm=q_norm, k_norm=k_norm, eps=1e-6, norm_after_rope=norm == "after", q_factor=factor,
     )  # fmt: skip
-    assert torch.equal(elsewhere, qkv[:, :heads])
     assert torch.equal(given, untouched)
+    # A GPU adds up a norm's squares in an order of its own in larger programs.
+    bound = 4 * torch.finfo(dtype).eps if DEVICE == "cuda" else 0.0
+    torch.testing.assert_close(elsewhere, qkv[:, :heads], rtol=bound, atol=8 * bound)
+    for slot in slots.tolist():
+        block, offset = divmod(max(slot, 0), tokens_per_block)
+        torch.testing.assert_close(
+            pool[block, :, :, offset], written[block, :, :, offset], rtol=bound, atol=8 * bound
+        )
+    pool = written
     # A GPU's compiler joins a product and a sum, and rounds once where torch rounds twice.
     if norm == "none" and dtype != torch.float32 and DEVICE == "cpu":
         assert torch.equal(qkv[:, :heads], expected[:, :heads])

@@ -88,7 +88,7 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("graph_runner", "graph_shapes"):
         monkeypatch.setattr(f"slipstream.worker.{module}.MIXED_TOKENS", (16, 40))
     monkeypatch.setattr("slipstream.worker.graph_runner._MORE_TILES", 4)
-    monkeypatch.setattr("slipstream.worker.graph_runner._FEW_SAMPLES", 2)
+    monkeypatch.setattr("slipstream.worker.graph_runner._SAMPLES", (2,))
     monkeypatch.setattr("slipstream.worker.tuning.choose_kernels", lambda model: None)
     for name, module in list(sys.modules.items()):
         if name.startswith("slipstream.") and hasattr(module, "has_kernels"):
@@ -300,28 +300,3 @@ def test_the_host_samples_the_rows_that_need_it(
         ):
             np.testing.assert_array_equal(ids, their_ids)
             np.testing.assert_allclose(values, their_values, rtol=1e-4, atol=1e-4)
-
-
-def test_long_sequences_among_many_are_steps_that_cut_them_up(
-    checkpoint, monkeypatch: pytest.MonkeyPatch, doubled
-) -> None:
-    path = checkpoint("gqa").path
-    settings = {"device": "cpu", "dtype": "float32", "tokens_per_block": 16, "max_num_seqs": 6}
-    monkeypatch.setattr("slipstream.worker.graph_runner._LONG", 8)
-    runner = load_runner(path, **settings)
-    monkeypatch.setattr(runner._kernels, "leaves_whole", lambda decodes: decodes == 6)
-    decoded: list[int] = []
-    stage = runner._stage_decode
-    monkeypatch.setattr(
-        runner,
-        "_stage_decode",
-        lambda shape, plan, *rest: (
-            decoded.append(int(plan.first_position.max())),
-            stage(shape, plan, *rest),
-        )[1],
-    )
-    params = [{}, {"temperature": 1.0, "seed": 3}, {}]
-    tokens, _ = together(runner, params, 7)
-    assert decoded == [5, 6, 7], "the others are mixed steps"
-    monkeypatch.undo()
-    assert tokens == together(load_runner(path, **settings, cuda_graphs=False), params, 7)[0]

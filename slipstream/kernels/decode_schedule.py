@@ -1,0 +1,182 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Which keys and values each program of an attention kernel reads.
+
+A program reads a KV head of a sequence, or a part of it where the sequence is long beside what the
+batch has for each of the programs that run at a time. It is computed on the device, once a step,
+from the lengths that are there; padding gets no program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from slipstream.kernels.overlap import await_inputs, launch_options
+from slipstream.kernels.paged_common import MaskKind, first_visible
+
+_LEAST_ROWS = 64  # compiled for; fewer are padded
+_CHUNK = 32  # items that one program of the kernel provides for
+_MOST_WAVES = 6  # of parts: of fewer than two of wholes each is cut into four at most
+_MOST_PARTS = 128  # the last program to finish reads those of all
+FIELDS = 8  # of an item
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSchedule:
+    """What the programs of launches over one batch do.
+
+    items: int32 ``[most, FIELDS]``, one for each program: the row of the batch, the slot, the end
+    (its position and one), the KV head, the first tile to read and the one to stop at, the item
+    that reads the first part of the same, and how many parts there are. No parts: nothing to do.
+    ``running``: programs that run at a time; ``num_sms``: of the GPU.
+    """
+
+    items: torch.Tensor
+    running: int
+    num_sms: int
+
+
+def decode_schedule(
+    n: int, kv_heads: int, running: int, num_sms: int, device: torch.device
+) -> DecodeSchedule:
+    """For batches of up to ``n`` sequences."""
+    items = torch.zeros((_most(n, kv_heads, running), FIELDS), dtype=torch.int32, device=device)
+    return DecodeSchedule(items, running, num_sms)
+
+
+def items_of(schedule: DecodeSchedule, n: int, kv_heads: int) -> int:
+    """How many there may be of ``n`` sequences."""
+    return _most(n, kv_heads, schedule.running)
+
+
+def _most(n: int, kv_heads: int, running: int) -> int:
+    """Each is cut once a share of all tiles, and of such there are so many in them."""
+    return n * kv_heads + (running if n * kv_heads <= running else _MOST_WAVES * running)
+
+
+def schedule_decodes(
+    rows: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    schedule: DecodeSchedule,
+    *,
+    kv_heads: int,
+    tile: int,
+    mask_kind: MaskKind,
+    mask_size: int,
+) -> None:
+    """Fills the schedule for ``decode_attention`` of as many sequences with that mask.
+
+    rows: int32 ``[n]``, each sequence's row of a batch, or -1, which is left out. slots: int32
+    ``[n]``, its row of block tables. positions: int32 ``[tokens]``, of the batch. tile: positions
+    that a program reads at a time.
+    """
+    n = rows.shape[0]
+    most = items_of(schedule, n, kv_heads)
+    assert most <= schedule.items.shape[0], "the schedule is too small"
+    _schedule[(triton.cdiv(most, _CHUNK),)](
+        rows,
+        slots,
+        positions,
+        schedule.items,
+        n,
+        most,
+        kv_heads,
+        schedule.running,
+        schedule.num_sms,
+        TILE=tile,
+        MASK=mask_kind,
+        MASK_SIZE=mask_size,
+        ROWS=max(_LEAST_ROWS, triton.next_power_of_2(n)),
+        CHUNK=_CHUNK,
+        MOST_PARTS=_MOST_PARTS,
+        FIELDS=FIELDS,
+        num_warps=8,
+        **launch_options(),
+    )
+
+
+@triton.jit
+def _of(here, values):
+    """Of each row of ``here`` the value where it is true."""
+    return tl.sum(tl.where(here, values[None, :], 0), 1)
+
+
+@triton.jit
+def _splits(pairs, running):
+    """Into how many parts to cut each of ``pairs``, so that the last wave is not nearly empty."""
+    best = pairs * 0 + 1
+    least = tl.cdiv(pairs, running) * 1.0 + 0.05
+    for splits in tl.static_range(2, 5):
+        waves = tl.cdiv(pairs * splits, running) / splits + 0.05 * splits
+        best = tl.where(waves < least, splits, best)
+        least = tl.minimum(waves, least)
+    return best
+
+
+@triton.jit(
+    do_not_specialize=["n", "most", "kv_heads", "running", "num_sms"],
+    do_not_specialize_on_alignment=["rows", "slots", "positions"],
+)
+def _schedule(
+    rows,
+    slots,
+    positions,
+    items,
+    n,
+    most,
+    kv_heads,
+    running,
+    num_sms,
+    TILE: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    MOST_PARTS: tl.constexpr,
+    FIELDS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    await_inputs(PDL)
+    index = tl.arange(0, ROWS)
+    row = tl.load(rows + index, index < n, other=-1)
+    real = row >= 0
+    slot = tl.load(slots + index, real, other=0)
+    end = tl.load(positions + row, real, other=0) + 1
+    first = first_visible(end - 1, MASK, MASK_SIZE) // TILE
+    tiles = tl.where(real, tl.cdiv(end, TILE) - first, 0)
+    # As many items as run at a time, so that all finish together; a few more where they would fill
+    # a second wave badly. Once every SM has work, only what is long is cut: each part costs writing
+    # and reading it again.
+    in_all = tl.sum(tiles, 0) * kv_heads
+    pairs = tl.sum(real.to(tl.int32), 0) * kv_heads
+    share = tl.cdiv(in_all, running)
+    if (pairs > running) & (pairs < 2 * running):
+        share = tl.cdiv(in_all, pairs * _splits(pairs, running))
+    share = tl.maximum(share, tl.where(pairs >= num_sms, 20, 1))
+    parts = tl.minimum(tl.cdiv(tiles, share), MOST_PARTS)
+    until = tl.cumsum(parts, 0) * kv_heads
+
+    item = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    here = tl.sum((until[None, :] <= item[:, None]).to(tl.int32), 1)[:, None] == index[None, :]
+    its_parts = _of(here, parts)
+    its_tiles = _of(here, tiles)
+    its_first = _of(here, first)
+    before = _of(here, until - parts * kv_heads)
+    rest = item - before
+    kv_head = rest // tl.maximum(its_parts, 1)
+    part = rest - kv_head * its_parts
+    record = items + item * FIELDS
+    used = item < most
+    tl.store(record, _of(here, row), used)
+    tl.store(record + 1, _of(here, slot), used)
+    tl.store(record + 2, _of(here, end), used)
+    tl.store(record + 3, kv_head, used)
+    tl.store(record + 4, its_first + part * its_tiles // tl.maximum(its_parts, 1), used)
+    tl.store(record + 5, its_first + (part + 1) * its_tiles // tl.maximum(its_parts, 1), used)
+    tl.store(record + 6, item - part, used)
+    tl.store(record + 7, its_parts, used)
