@@ -17,6 +17,8 @@ HELLO = {
     "vocab_size": 32000,
     "max_seq_len": 1 << 20,
     "tokens_per_block": 32,
+    "max_num_seqs": 64,
+    "max_num_tokens": 2048,
     "kv_groups": [{"kind": "full", "window": 0, "num_blocks": 1 << 16, "bytes_per_block": 0}],
     "end_ids": [2],
     "pad_id": -1,

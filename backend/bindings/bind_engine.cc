@@ -59,6 +59,8 @@ void BindConfig(py::module_& m) {
       .def_readwrite("vocab_size", &WorkerInfo::vocab_size)
       .def_readwrite("max_seq_len", &WorkerInfo::max_seq_len)
       .def_readwrite("tokens_per_block", &WorkerInfo::tokens_per_block)
+      .def_readwrite("max_num_seqs", &WorkerInfo::max_num_seqs)
+      .def_readwrite("max_num_tokens", &WorkerInfo::max_num_tokens)
       .def_readwrite("kv_groups", &WorkerInfo::kv_groups)
       .def_readwrite("end_ids", &WorkerInfo::end_ids)
       .def_readwrite("pad_id", &WorkerInfo::pad_id)

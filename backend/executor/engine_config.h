@@ -19,8 +19,8 @@ enum class SchedulerPolicy : uint8_t {
 constexpr int32_t kSlotsPerSeq = 2;
 
 struct ExecutorConfig {
-  int32_t max_num_seqs = 64;      // sequences of one step
-  int32_t max_num_tokens = 2048;  // token budget of one step
+  int32_t max_num_seqs = 64;      // sequences of one step; 0 = the worker decides
+  int32_t max_num_tokens = 2048;  // token budget of one step; 0 = the worker decides
   SchedulerPolicy policy = SchedulerPolicy::kGuaranteedNoEvict;
   bool enable_chunked_prefill = true;
   bool enable_prefix_reuse = true;

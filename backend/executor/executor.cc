@@ -22,7 +22,9 @@ namespace {
 std::string Offer(const WorkerInfo& info) {
   std::string text = "a vocabulary of " + std::to_string(info.vocab_size) + " and";
   for (const KvGroup& group : info.kv_groups) text += " " + std::to_string(group.num_blocks);
-  text += " KV blocks of " + std::to_string(info.tokens_per_block) + " tokens";
+  text += " KV blocks of " + std::to_string(info.tokens_per_block) + " tokens, steps of " +
+          std::to_string(info.max_num_seqs) + " sequences and " +
+          std::to_string(info.max_num_tokens) + " tokens";
   if (info.expert_layers.empty()) return text;
   return text + ", " + std::to_string(info.num_experts) + " experts in each of " +
          std::to_string(info.expert_layers.size()) + " layers";
@@ -148,6 +150,8 @@ Status Executor::Load(const WorkerPort::Progress& progress) {
   if (wake_fd_ < 0) return Status::Internal("eventfd: out of file descriptors");
   auto info = port_->Start(progress);
   if (!info.ok()) return info.status();
+  if (config_.max_num_seqs == 0) config_.max_num_seqs = info->max_num_seqs;
+  if (config_.max_num_tokens == 0) config_.max_num_tokens = info->max_num_tokens;
   const Status pools = CheckKvGroups(*info, config_);
   if (!pools.ok()) return pools;
   worker_info_ = std::move(*info);
@@ -414,6 +418,8 @@ void Executor::RestartWorker() {
     if (info.ok() && (info->vocab_size != worker_info_.vocab_size ||
                       !CanReplace(worker_info_.kv_groups, info->kv_groups) ||
                       info->tokens_per_block != worker_info_.tokens_per_block ||
+                      info->max_num_seqs != worker_info_.max_num_seqs ||
+                      info->max_num_tokens != worker_info_.max_num_tokens ||
                       info->expert_layers != worker_info_.expert_layers ||
                       info->num_experts != worker_info_.num_experts)) {
       status = Status::Internal("the restarted worker offers " + Offer(*info) + "; it had " +

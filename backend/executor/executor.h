@@ -106,7 +106,7 @@ class Executor {
   void WaitForWork();
   void Wake();
 
-  const ExecutorConfig config_;
+  ExecutorConfig config_;             // constant after Create
   std::unique_ptr<WorkerPort> port_;  // executor thread, or the restart thread while it runs
   EventSink* const sink_;
   RequestLimits limits_;    // constant after Create

@@ -125,6 +125,9 @@ struct WorkerInfo {
   int32_t vocab_size = 0;
   int32_t max_seq_len = 0;
   int32_t tokens_per_block = 0;
+  // What it serves: as configured, or what suits its device where that was left open.
+  int32_t max_num_seqs = 64;
+  int32_t max_num_tokens = 2048;
   std::vector<KvGroup> kv_groups;  // at least one; a full one comes first, and there is no second
   std::vector<int32_t> end_ids;    // the checkpoint's own
   int32_t pad_id = -1;

@@ -135,8 +135,8 @@ std::vector<LlmRow> OwnRows() {
       {"kv_cache_bytes", "", Int<LlmParameters>(LLM(worker.kv_cache_bytes), 0, kMaxInt64)},
       {"kv_cache_tokens", "", Int<LlmParameters>(LLM(worker.kv_cache_tokens), 0, kMaxInt64)},
       {"kv_cache_fraction", "", SetFraction},
-      {"max_num_seqs", "", LlmInt(LLM(executor.max_num_seqs), 1, 65536)},
-      {"max_num_tokens", "", LlmInt(LLM(executor.max_num_tokens), 1)},
+      {"max_num_seqs", "", LlmInt(LLM(executor.max_num_seqs), 0, 65536)},
+      {"max_num_tokens", "", LlmInt(LLM(executor.max_num_tokens), 0)},
       {"scheduler_policy", "", SetPolicy},
       {"enable_chunked_prefill", "", Bool<LlmParameters>(LLM(executor.enable_chunked_prefill))},
       {"enable_prefix_reuse", "", Bool<LlmParameters>(LLM(executor.enable_prefix_reuse))},
@@ -229,6 +229,8 @@ StatusOr<LlmParameters> LlmParameters::FromMap(const ParameterMap& map) {
     return all;
   }();
   LlmParameters parameters;
+  parameters.executor.max_num_seqs = 0;  // the worker's to choose
+  parameters.executor.max_num_tokens = 0;
   if (Status s = ApplyParameters(map, rows, &parameters); !s.ok()) return s;
   if (parameters.worker_kind == WorkerKind::kProcess && parameters.worker.model.empty()) {
     return Status::InvalidArgument(

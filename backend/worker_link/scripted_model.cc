@@ -25,6 +25,8 @@ WorkerInfo ScriptedModel::Info() const {
   info.vocab_size = config_.vocab_size;
   info.max_seq_len = config_.max_seq_len;
   info.tokens_per_block = config_.tokens_per_block;
+  if (config_.max_num_seqs > 0) info.max_num_seqs = config_.max_num_seqs;
+  if (config_.max_num_tokens > 0) info.max_num_tokens = config_.max_num_tokens;
   info.kv_groups = config_.Groups();
   info.end_ids = config_.end_ids;
   info.pad_id = config_.pad_id;

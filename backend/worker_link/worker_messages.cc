@@ -36,6 +36,8 @@ StatusOr<WorkerInfo> ParseWorkerHello(const nlohmann::json& hello) {
   info.vocab_size = static_cast<int32_t>(read.Integer("vocab_size", 1, kInt32Max));
   info.max_seq_len = static_cast<int32_t>(read.Integer("max_seq_len", 1, kInt32Max));
   info.tokens_per_block = static_cast<int32_t>(read.Integer("tokens_per_block", 1, 65536));
+  info.max_num_seqs = static_cast<int32_t>(read.Integer("max_num_seqs", 1, 65536));
+  info.max_num_tokens = static_cast<int32_t>(read.Integer("max_num_tokens", 1, kInt32Max));
   info.end_ids = read.Ids("end_ids");
   info.pad_id = static_cast<int32_t>(read.Integer("pad_id", -1, kInt32Max));
   info.wants_history = read.Boolean("wants_history");

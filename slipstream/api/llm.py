@@ -32,7 +32,8 @@ class LLM:
         tokenizer: likewise; default the model's own, if it has one.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
-        max_num_seqs: sequences that run at once; ``max_num_tokens``: token budget of one step.
+        max_num_seqs: sequences that run at once; ``max_num_tokens``: token budget of one step. A 0
+            becomes what suits the device: 64 and 2,048 on a CPU, 256 and 2,048 or 8,192 on a GPU.
         max_seq_len: prompt + generated; 0 is the checkpoint's own limit.
         kv_cache_dtype: ``auto``, the model's, or ``fp8``: e4m3, of half the size.
         kv_cache_tokens: size of the KV cache; ``kv_cache_fraction``: the same as a fraction of the
@@ -59,8 +60,8 @@ class LLM:
         tokenizer: str | Path | None = None,
         dtype: str = "auto",
         device: str = "auto",
-        max_num_seqs: int = 64,
-        max_num_tokens: int = 2048,
+        max_num_seqs: int = 0,
+        max_num_tokens: int = 0,
         max_seq_len: int = 0,
         tokens_per_block: int = 32,
         kv_cache_dtype: str = "auto",

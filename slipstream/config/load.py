@@ -59,7 +59,7 @@ def load_config(
 
 def _check_together(config: SlipstreamConfig) -> None:
     scheduler = config.scheduler
-    if scheduler.max_num_tokens < scheduler.max_num_seqs:
+    if 0 < scheduler.max_num_tokens < scheduler.max_num_seqs:
         raise ConfigError(
             f"max_num_tokens is {scheduler.max_num_tokens}, must be at least max_num_seqs "
             f"({scheduler.max_num_seqs}): every running sequence takes a token of a step's budget"

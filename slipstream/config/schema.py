@@ -88,8 +88,20 @@ class ModelSection(Section):
 class SchedulerSection(Section):
     """What runs together, and what waits."""
 
-    max_num_seqs: int = _option(64, "sequences that run at once", roles=LLM, ge=1, le=65536)
-    max_num_tokens: int = _option(2048, "token budget of one step", roles=LLM, ge=1)
+    max_num_seqs: int = _option(
+        0,
+        "sequences that run at once; 0: 64 on a CPU, 256 on a GPU, and no more than max_num_tokens",
+        roles=LLM,
+        ge=0,
+        le=65536,
+    )
+    max_num_tokens: int = _option(
+        0,
+        "token budget of one step; 0: 2048, or 8192 on a GPU of 64 GiB and more, and no fewer than "
+        "max_num_seqs",
+        roles=LLM,
+        ge=0,
+    )
     scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = _option(
         "guaranteed_no_evict", "when a waiting sequence may start", roles=LLM
     )

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from slipstream.config import SlipstreamConfig
 from slipstream.errors import SlipstreamError
@@ -28,10 +28,11 @@ class PlanError(SlipstreamError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Where the model will run; ``free`` in bytes."""
+    """Where the model will run; ``free`` and ``total`` in bytes, the latter of a GPU alone."""
 
     device: str
     free: int
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ def device_memory(config: SlipstreamConfig) -> Memory:
         )
     gpu = gpus[index]
     other = f", nvidia-smi's {gpu.index}" if gpu.index != index else ""
-    return Memory(f"cuda:{index} ({gpu.name}{other})", gpu.free)
+    return Memory(f"cuda:{index} ({gpu.name}{other})", gpu.free, gpu.total)
 
 
 def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
@@ -211,6 +212,7 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
         PlanError: it does not fit, with the numbers.
     """
     memory = memory or device_memory(config)
+    config = _with_step_limits(config, memory)
     model = config.model
     facts = read_checkpoint(
         model.model,
@@ -254,6 +256,17 @@ def make_plan(config: SlipstreamConfig, memory: Memory | None = None) -> Plan:
     )
     _refuse_impossible(plan)
     return plan
+
+
+def _with_step_limits(config: SlipstreamConfig, memory: Memory) -> SlipstreamConfig:
+    """The same with the limits of steps that the worker will choose where they are left open."""
+    from slipstream.models.step_limits import StepLimits
+
+    scheduler = config.scheduler
+    gpu_bytes = None if memory.device == "cpu" else memory.total
+    limits = StepLimits.of(scheduler.max_num_seqs, scheduler.max_num_tokens, gpu_bytes)
+    scheduler = scheduler.model_copy(update=asdict(limits))
+    return config.model_copy(update={"scheduler": scheduler})
 
 
 def _gpu_index(config: SlipstreamConfig) -> int | None:

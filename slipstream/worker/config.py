@@ -32,8 +32,8 @@ class WorkerConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     tokens_per_block: int = Field(default=32, ge=1, le=1024)
-    max_num_seqs: int = Field(default=64, ge=1, le=65536)
-    max_num_tokens: int = Field(default=2048, ge=1)
+    max_num_seqs: int = Field(default=0, ge=0, le=65536)  # 0: as suits the device
+    max_num_tokens: int = Field(default=0, ge=0)  # likewise
     max_seq_len: int = Field(default=0, ge=0)
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     kv_cache_bytes: int = Field(default=0, ge=0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from slipstream.models.loader import Progress
 from slipstream.models.rows import make_rows_apart, row_obstacle
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
+from slipstream.models.step_limits import StepLimits
 from slipstream.worker.attention_choice import (
     choose_attention,
     load_flashinfer,
@@ -57,6 +58,7 @@ def load_model(config: WorkerConfig, progress: Progress) -> LoadedModel:
     refuse_device(config, device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # kernels and graphs are launched on the current one
+    config = with_step_limits(config, device)
     dummy = config.load_format == "dummy"
     path = resolve_checkpoint(
         config.model, config.revision, weights=not dummy, code=config.trust_remote_code
@@ -103,6 +105,14 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise ConfigError(f"device is {name!r}; torch sees {count} CUDA devices")
     return device
+
+
+def with_step_limits(config: WorkerConfig, device: torch.device) -> WorkerConfig:
+    """The same with the limits of steps that suit the device, where they were left open."""
+    cuda = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else None
+    limits = StepLimits.of(config.max_num_seqs, config.max_num_tokens, memory)
+    return config.model_copy(update=asdict(limits))
 
 
 def make_runner(
@@ -277,6 +287,8 @@ def hello(config: WorkerConfig, runner: ModelRunner, table: bytes) -> dict[str, 
         "vocab_size": spec.vocab_size,
         "max_seq_len": runner.max_seq_len,
         "tokens_per_block": config.tokens_per_block,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_tokens": config.max_num_tokens,
         "kv_groups": [
             {
                 "kind": group.mask.kind,

@@ -126,7 +126,55 @@ struct Fixture {
 // A step that no test waits for to its end.
 constexpr char kEndlessSteps[] = R"({"step_us": 50000000})";
 
+// Finds another device every time that it starts.
+struct MovedWorker : ScriptedWorker {
+  using ScriptedWorker::ScriptedWorker;
+  StatusOr<WorkerInfo> Start(const Progress& progress) override {
+    auto info = ScriptedWorker::Start(progress);
+    if (info.ok()) info->max_num_tokens = ++starts * 1000;
+    return info;
+  }
+  int32_t starts = 0;
+};
+
 }  // namespace
+
+TEST_CASE("executor: what a step may hold is the worker's to say where it is left open") {
+  ExecutorConfig config;
+  config.max_num_seqs = 0;
+  config.max_num_tokens = 0;
+  const std::string script = R"({"max_num_seqs": 3, "max_num_tokens": 48})";
+  Fixture open(script, config);
+  CHECK(open.executor->Metrics().max_num_seqs == 3);
+  for (int i = 0; i < 8; ++i) REQUIRE(open.executor->Submit(open.Spec(i, 5)).ok());
+  REQUIRE(open.collector.WaitDone(8));  // a larger step would have been a broken contract
+  for (int i = 0; i < 8; ++i) CHECK(open.collector.Get(i).error.ok());
+
+  config.max_num_seqs = 2;
+  Fixture given(script, config);
+  CHECK(given.executor->Metrics().max_num_seqs == 2);
+}
+
+TEST_CASE("executor: a worker that comes back for other steps does not replace the one before") {
+  Collector collector;
+  ExecutorConfig config;
+  config.max_num_tokens = 0;
+  config.restart_backoff_ms = 1;
+  config.max_restarts = 1;
+  auto executor = Executor::Create(
+      config, std::make_unique<MovedWorker>(Script(R"({"die_at_step": 1})")),
+      &collector, nullptr);
+  REQUIRE_MESSAGE(executor.ok(), executor.status().message());
+  RequestSpec spec;
+  spec.prompt = {1, 2, 3};
+  spec.max_new_tokens = 4;
+  spec.context = std::make_shared<Ticket>(0);
+  REQUIRE((*executor)->Submit(std::move(spec)).ok());
+  REQUIRE(collector.WaitDone(1));
+  const std::string message = collector.Get(0).error.message();
+  CHECK_MESSAGE(message.find("steps of 64 sequences and 2000 tokens; it had") != std::string::npos,
+                message);
+}
 
 TEST_CASE("many threads submit and cancel; everyone gets one end, and all blocks come back") {
   Fixture f("{}");

@@ -54,6 +54,17 @@ TEST_CASE("worker messages: a HELLO without a group of KV is refused") {
   CHECK(info.status().message() == "the worker's HELLO: kv_groups is empty");
 }
 
+TEST_CASE("worker messages: a HELLO says what a step may hold") {
+  json hello = WorkerHello();
+  const auto info = ParseWorkerHello(hello);
+  REQUIRE(info.ok());
+  CHECK(info->max_num_seqs == 32);
+  CHECK(info->max_num_tokens == 256);
+  hello["max_num_seqs"] = 0u;
+  CHECK(ParseWorkerHello(hello).status().message() ==
+        "the worker's HELLO: max_num_seqs is 0, must be between 1 and 65536");
+}
+
 TEST_CASE("worker messages: STATS count every expert or none") {
   std::vector<uint64_t> counts = {1, 2};
   CHECK(

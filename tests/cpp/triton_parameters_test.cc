@@ -67,11 +67,11 @@ TEST_CASE("parameters: two names of one setting must agree") {
 
 TEST_CASE("parameters: bad values name the key, the value and what is allowed") {
   CHECK(Error({{"model", "m"}, {"max_num_seqs", "many"}}) ==
-        "parameter max_num_seqs: 'many' is not a whole number; allowed: 1 .. 65536");
+        "parameter max_num_seqs: 'many' is not a whole number; allowed: 0 .. 65536");
   CHECK(ParseInt("n", std::string("5\0x", 3), 1, 9).status().code() ==
         StatusCode::kInvalidArgument);
-  CHECK(Error({{"model", "m"}, {"max_num_seqs", "0"}}) ==
-        "parameter max_num_seqs: '0' is outside 1 .. 65536");
+  CHECK(Error({{"model", "m"}, {"max_num_seqs", "-1"}}) ==
+        "parameter max_num_seqs: '-1' is outside 0 .. 65536");
   CHECK(Error({{"model", "m"}, {"exit_on_fatal", "yes"}}) ==
         "parameter exit_on_fatal: 'yes' is none of true, false, 1, 0");
   CHECK(Error({{"model", "m"}, {"scheduler_policy", "best"}}) ==

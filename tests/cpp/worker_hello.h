@@ -16,6 +16,8 @@ inline nlohmann::json WorkerHello() {
   return {{"vocab_size", 2000},
           {"max_seq_len", 128},
           {"tokens_per_block", 8},
+          {"max_num_seqs", 32u},
+          {"max_num_tokens", 256u},
           {"kv_groups", {GroupMap("full", 0, 16), GroupMap("sliding", 24, 9)}},
           {"end_ids", {2u, 3u}},
           {"pad_id", -1},

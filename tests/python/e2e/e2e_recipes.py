@@ -17,7 +17,7 @@ _QUICK_STATISTICS = {"stats_check_period_ms": 10, "cancellation_check_period_ms"
 
 SCRIPTED = Recipe(
     key="scripted",
-    overrides=_QUICK_STATISTICS | {"max_num_seqs": 64},
+    overrides=_QUICK_STATISTICS,
     scripted={"emit": "echo", "step_us": 1000, "bytes_per_block": 1024},
     variants=(
         Variant("paced", scripted={"step_us": PACED_STEP_US}),

@@ -142,7 +142,7 @@ def test_a_different_repository_is_refused_with_the_difference(
 ) -> None:
     with pytest.raises(RepositoryError) as caught:
         build_repository(configure(max_num_seqs=8), repository)
-    assert '-    string_value: "64"' in str(caught.value)
+    assert '-    string_value: "0"' in str(caught.value)
     assert '+    string_value: "8"' in str(caught.value)
     build_repository(configure(max_num_seqs=8), repository, force=True)
     assert read(repository, "llm").parameters["max_num_seqs"].string_value == "8"

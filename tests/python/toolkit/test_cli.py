@@ -37,7 +37,7 @@ def test_every_option_has_a_flag() -> None:
     assert code == 0
     names = [name for name in all_options() if name != "model"]
     assert [n for n in names if f"--{n.replace('_', '-')}" not in output] == []
-    assert "(default: 2048)" in output
+    assert "(default: 1024)" in output
 
 
 def test_flags_over_file(tmp_path: Path, checkpoint: Path) -> None:
@@ -117,13 +117,13 @@ def test_plan(checkpoint: Path) -> None:
 def test_errors_are_one_message(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["slipstream", "repo", "plan", str(checkpoint), "--max-num-seqs", "0"]
+    arguments = ["slipstream", "repo", "plan", str(checkpoint), "--max-num-seqs", "-1"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 1
     assert capsys.readouterr().err == (
-        "error: scheduler.max_num_seqs is 0; must be greater than or equal to 1\n"
+        "error: scheduler.max_num_seqs is -1; must be greater than or equal to 0\n"
     )
 
 

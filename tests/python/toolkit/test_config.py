@@ -54,6 +54,12 @@ def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
     assert config.scheduler.pipeline_depth == 2
 
 
+def test_a_step_may_be_left_to_the_worker(tmp_path: Path) -> None:
+    config = load_config()
+    assert (config.scheduler.max_num_seqs, config.scheduler.max_num_tokens) == (0, 0)
+    assert load_config(None, {"max_num_seqs": 300}).scheduler.max_num_tokens == 0
+
+
 def test_special_tokens_in_messages_are_not_allowed_by_a_default(tmp_path: Path) -> None:
     """Prompts and messages differ where nothing is set, so nothing must be written."""
     assert role_parameters(load_config(), "tokenize")["allow_special"] == ""
@@ -81,8 +87,8 @@ def test_configuration_is_frozen() -> None:
         ("scheduler: {kv_cache_bytes: 3}", "kv_cache_bytes belongs to section kv_cache"),
         ("max_num_seqs: 3", "max_num_seqs belongs to section scheduler"),
         ("scheduler: {max_num_seqs: '3'}", "scheduler.max_num_seqs is '3'; must be a valid int"),
-        ("scheduler: {max_num_seqs: 0}", "scheduler.max_num_seqs is 0; must be greater than or "
-         "equal to 1"),
+        ("scheduler: {max_num_seqs: -1}", "scheduler.max_num_seqs is -1; must be greater than or "
+         "equal to 0"),
         ("scheduler: {max_num_seqs: true}", "scheduler.max_num_seqs is True; must be a valid int"),
         ("model: {dtype: fp8}", "model.dtype is 'fp8'; must be 'auto', 'float32', 'bfloat16' or "
          "'float16'"),
@@ -105,7 +111,7 @@ def test_faults_are_named(tmp_path: Path, yaml: str, message: str) -> None:
 
 def test_every_fault_gets_a_line(tmp_path: Path) -> None:
     file = tmp_path / "slipstream.yaml"
-    file.write_text("scheduler: {max_num_seqs: 0}\nmodle: {}\n")
+    file.write_text("scheduler: {max_num_seqs: -1}\nmodle: {}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(file)
     lines = str(caught.value).splitlines()

@@ -62,6 +62,26 @@ def test_on_a_gpu_a_step_is_taken_off_first(configure: Configure) -> None:
         make_plan(config, Memory("cuda:0 (NVIDIA H200)", WEIGHTS + STEP - 1))
 
 
+@pytest.mark.parametrize(
+    ("device", "gib", "given", "expected"),
+    [
+        ("cpu", 0, {}, (64, 2048)),
+        ("cuda:0 (small)", 24, {}, (256, 2048)),
+        ("cuda:0 (large)", 80, {}, (256, 8192)),
+        ("cuda:0 (large)", 80, {"max_num_seqs": 3}, (3, 8192)),
+        ("cpu", 0, {"max_num_seqs": 3000}, (3000, 3000)),
+        ("cpu", 0, {"max_num_tokens": 16}, (16, 16)),
+        ("cuda:0 (large)", 80, {"max_num_tokens": 512}, (256, 512)),
+        ("cpu", 0, {"max_num_seqs": 5, "max_num_tokens": 7}, (5, 7)),
+    ],
+)
+def test_what_a_step_holds_suits_the_device_where_it_is_left_open(
+    configure: Configure, device: str, gib: int, given: dict, expected: tuple[int, int]
+) -> None:
+    plan = make_plan(configure(**given), Memory(device, 16 << 30, gib << 30))
+    assert (plan.max_num_seqs, plan.max_num_tokens) == expected
+
+
 def test_tokens_are_rounded_up(configure: Configure) -> None:
     plan = make_plan(configure(kv_cache_tokens=33), memory(1 << 20))
     assert (plan.num_blocks, plan.budget_source) == (2, "kv_cache_tokens")
@@ -202,9 +222,10 @@ def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("three_gpus")
 def test_gpus_are_read_from_nvidia_smi(configure: Configure) -> None:
     plan = make_plan(configure(kv_cache_tokens=32))
-    assert plan.memory == Memory("cuda:0 (NVIDIA H200)", 1000 << 20)
+    assert plan.memory == Memory("cuda:0 (NVIDIA H200)", 1000 << 20, 143771 << 20)
+    assert plan.max_num_tokens == 8192
     plan = make_plan(configure(kv_cache_tokens=32, device="cuda:2"))
-    assert plan.memory == Memory("cuda:2 (NVIDIA H200)", 1002 << 20)
+    assert plan.memory == Memory("cuda:2 (NVIDIA H200)", 1002 << 20, 143771 << 20)
 
 
 @pytest.mark.usefixtures("three_gpus")
@@ -234,7 +255,8 @@ def test_what_cuda_shows_is_planned_for(
     for number, index in enumerate(indices):
         memory = make_plan(configure(kv_cache_tokens=32, device=f"cuda:{number}")).memory
         other = f", nvidia-smi's {index}" if index != number else ""
-        assert memory == Memory(f"cuda:{number} (NVIDIA H200{other})", (1000 + index) << 20)
+        name, free = f"cuda:{number} (NVIDIA H200{other})", (1000 + index) << 20
+        assert memory == Memory(name, free, 143771 << 20)
     past = f"cuda:{len(indices)}"
     message = f"device is '{past}'; nvidia-smi lists 3 GPUs, CUDA_VISIBLE_DEVICES '{visible}' shows"
     with pytest.raises(PlanError, match=re.escape(f"{message} {len(indices)}")):

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from slipstream.link import VERSION
 from slipstream.models.kv_groups import Serving, pools_for_bytes, pools_for_tokens
 from slipstream.worker import memory
 from slipstream.worker.config import ConfigError, WorkerConfig
+from slipstream.worker.startup import with_step_limits
 
 CPU = torch.device("cpu")
 
@@ -85,3 +88,17 @@ def test_a_budget_too_small_for_a_window_is_refused_with_the_numbers():
         memory.kv_pool_blocks(config, SERVING, [CHUNKED], shapes, CPU)
     enough = config.model_copy(update={"kv_cache_bytes": 6 * 128})
     assert memory.kv_pool_blocks(enough, SERVING, [CHUNKED], shapes, CPU) == [6]
+
+
+@pytest.mark.parametrize(
+    ("gib", "expected"), [(None, (64, 2048)), (24, (256, 2048)), (141, (256, 8192))]
+)
+def test_what_a_step_holds_suits_the_device(gib, expected, monkeypatch):
+    properties = SimpleNamespace(total_memory=(gib or 0) << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    device = CPU if gib is None else torch.device("cuda")
+    config = WorkerConfig(version="", frame_version=VERSION, model="m")
+    chosen = with_step_limits(config, device)
+    assert (chosen.max_num_seqs, chosen.max_num_tokens) == expected
+    given = config.model_copy(update={"max_num_seqs": 3, "max_num_tokens": 20})
+    assert with_step_limits(given, device) == given

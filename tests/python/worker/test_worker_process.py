@@ -113,6 +113,7 @@ def test_a_whole_conversation(checkpoint, executor):
     assert hello["vocab_size"] == 211
     assert hello["max_seq_len"] == 2048
     assert hello["tokens_per_block"] == 4
+    assert (hello["max_num_seqs"], hello["max_num_tokens"]) == (4, 64)
     assert hello["kv_groups"] == [
         {"kind": "full", "window": 0, "num_blocks": 64, "bytes_per_block": 3 * 2 * 2 * 4 * 16 * 4}
     ]
