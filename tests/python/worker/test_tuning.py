@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
@@ -31,6 +32,7 @@ class Measured:
     def __init__(self) -> None:
         self.times: dict[SkinnyConfig, float] = {}
         self.broken: set[SkinnyConfig] = set()
+        self.wrong: set[SkinnyConfig] = set()
         self.count = 0
         self._time = 1.0
 
@@ -45,7 +47,7 @@ class Measured:
         if config in self.broken:
             raise triton.CompilationError("", None, "gl has no such thing")
         self._time = self.times.get(config, 2.0)
-        return x
+        return F.linear(x, w) * (1.1 if config in self.wrong else 1.0)
 
     def milliseconds(
         self, product: Callable[..., torch.Tensor], rows: int, weights: list[torch.Tensor]
@@ -123,6 +125,12 @@ def test_a_kernel_that_does_not_compile_is_not_chosen(
     measured.times = {TILES: 0.9, STREAM: 0.8}
     measured.broken = {STREAM}
     assert chosen() == [None, None, TILES, TILES]
+
+
+def test_a_kernel_that_is_wrong_is_not_chosen(measured: Measured) -> None:
+    measured.times = {TILES: 0.9}
+    measured.wrong = {TILES}
+    assert chosen() == [None] * 4
 
 
 def test_what_is_not_offered_any_more_is_measured_again(
