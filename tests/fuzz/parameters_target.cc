@@ -27,8 +27,8 @@ void CheckError(const Status& status) {
 
 void CheckLlm(const LlmParameters& p) {
   const ExecutorConfig& e = p.executor;
-  Require(e.max_num_seqs >= 1 && e.max_num_seqs <= 65536, "max_num_seqs");
-  Require(e.max_num_tokens >= 1, "max_num_tokens");
+  Require(e.max_num_seqs >= 0 && e.max_num_seqs <= 65536, "max_num_seqs");
+  Require(e.max_num_tokens >= 0, "max_num_tokens");
   Require(e.pipeline_depth == 1 || e.pipeline_depth == 2, "pipeline_depth");
   Require(e.max_queue_requests >= 0 && e.max_queue_tokens >= 0, "queue");
   Require(e.priority_ageing_ms >= 0 && e.watchdog_ms >= 0 && e.max_restarts >= 0, "times");
