@@ -162,8 +162,7 @@ TEST_CASE("executor: a worker that comes back for other steps does not replace t
   config.restart_backoff_ms = 1;
   config.max_restarts = 1;
   auto executor = Executor::Create(
-      config, std::make_unique<MovedWorker>(Script(R"({"die_at_step": 1})")),
-      &collector, nullptr);
+      config, std::make_unique<MovedWorker>(Script(R"({"die_at_step": 1})")), &collector, nullptr);
   REQUIRE_MESSAGE(executor.ok(), executor.status().message());
   RequestSpec spec;
   spec.prompt = {1, 2, 3};
