@@ -125,6 +125,7 @@ def make_runner(
 
     precision: of the caches; by default what the configuration means for a model without scales.
     """
+    config = with_step_limits(config, decoder.device)
     precision = precision or choose_kv_precision(config, decoder, None)
     rows = row_kernels(config, decoder)
     kernels = choose_attention(config, decoder)
