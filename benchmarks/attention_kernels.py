@@ -36,6 +36,7 @@ from slipstream.kernels.paged_decode import (
     decode_workspace,
 )
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
+from slipstream.kernels.timing import fastest_replay
 
 DECODE = ["1x1k", "1x16k", "1x64k", "1x128k", "8x4k", "64x1k", "64x4k", "256x1k", "256x2k"]
 PREFILL = ["1x8192", "8x1024", "16x1024"]
@@ -131,15 +132,7 @@ def microseconds(launch: Callable[[torch.Tensor], None], pools: list[torch.Tenso
     with torch.cuda.graph(graph):
         for pool in launches:
             launch(pool)
-    best = float("inf")
-    for _ in range(REPLAYS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        best = min(best, begin.elapsed_time(end) * 1e3 / len(launches))
-    return best
+    return fastest_replay(graph, REPLAYS) * 1e3 / len(launches)
 
 
 def compare(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
@@ -179,13 +172,12 @@ class Decodes:
         chosen = decode_programs(sms)
         for count in dict.fromkeys([*programs, chosen]):
             schedule = decode_schedule(self.n, shape.kv_heads, count, sms, self.q.device)
-            workspace = decode_workspace(schedule, shape.heads, shape.kv_heads, shape.head_dim)
+            workspace = decode_workspace(schedule, shape.heads, shape.head_dim)
             schedule_decodes(
                 rows,
                 rows,
                 self.positions,
                 schedule,
-                kv_heads=shape.kv_heads,
                 tile=decode_tile(shape.head_dim),
                 mask_kind=shape.options["mask_kind"],
                 mask_size=shape.options["mask_size"],

@@ -36,7 +36,6 @@ def device_attention(
             num_heads,
             scores,
             max_decodes=max_decodes,
-            max_positions=max_positions,
             scales=scales,
         )
     assert scales is None

@@ -31,8 +31,8 @@ class PagedFlashInfer(PagedTriton):
     """Plans batches over the KV caches of a model: bfloat16, without soft caps, sinks and chunked
     masks. See flashinfer_calls for the sizes that it serves.
 
-    Arguments as of PagedTriton. max_tokens: of a step, padding included. depth: steps whose host
-    buffers are kept apart.
+    Arguments as of PagedTriton. max_positions: of a sequence. max_tokens: of a step, padding
+    included. depth: steps whose host buffers are kept apart.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class PagedFlashInfer(PagedTriton):
             num_heads,
             scores,
             max_decodes=max_decodes,
-            max_positions=max_positions,
         )
         shape, device = caches[0].shape, caches[0].pool.device
         self.per_block = shape.tokens_per_block

@@ -57,7 +57,7 @@ class PagedTriton:
     """Plans batches over the KV caches of a model.
 
     Arguments as of PagedSdpa; keys and values must be cached apart. max_decodes: sequences of one
-    token in a batch, at most. max_positions: of a sequence.
+    token in a batch, at most.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class PagedTriton:
         scores: Sequence[ScoreSpec],
         *,
         max_decodes: int,
-        max_positions: int,
         scales: Sequence[KvScale] | None = None,
     ) -> None:
         shape = caches[0].shape
@@ -91,7 +90,7 @@ class PagedTriton:
             for score in scores
         }
         self.workspace = decode_workspace(
-            next(iter(self.schedules.values())), num_heads, self.num_kv_heads, self.head_dim
+            next(iter(self.schedules.values())), num_heads, self.head_dim
         )
 
     def stage_chunks(self, sequences: Chunks, max_tokens: int, turn: int) -> None:
@@ -116,7 +115,6 @@ class PagedTriton:
                 batch.decode_slots,
                 batch.positions,
                 schedule,
-                kv_heads=self.num_kv_heads,
                 tile=decode_tile(self.head_dim),
                 mask_kind=mask.kind,
                 mask_size=mask.size,

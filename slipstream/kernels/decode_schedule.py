@@ -36,24 +36,25 @@ class DecodeSchedule:
     """
 
     items: torch.Tensor
+    kv_heads: int
     running: int
     num_sms: int
+
+    def most_items(self, n: int) -> int:
+        """Of ``n`` sequences."""
+        return _most_items(n, self.kv_heads, self.running)
 
 
 def decode_schedule(
     n: int, kv_heads: int, running: int, num_sms: int, device: torch.device
 ) -> DecodeSchedule:
     """For batches of up to ``n`` sequences."""
-    items = torch.zeros((_most(n, kv_heads, running), FIELDS), dtype=torch.int32, device=device)
-    return DecodeSchedule(items, running, num_sms)
+    most = _most_items(n, kv_heads, running)
+    items = torch.zeros((most, FIELDS), dtype=torch.int32, device=device)
+    return DecodeSchedule(items, kv_heads, running, num_sms)
 
 
-def items_of(schedule: DecodeSchedule, n: int, kv_heads: int) -> int:
-    """How many there may be of ``n`` sequences."""
-    return _most(n, kv_heads, schedule.running)
-
-
-def _most(n: int, kv_heads: int, running: int) -> int:
+def _most_items(n: int, kv_heads: int, running: int) -> int:
     """Each is cut once a share of all tiles, and of such there are so many in them."""
     return n * kv_heads + (running if n * kv_heads <= running else _MOST_WAVES * running)
 
@@ -64,7 +65,6 @@ def schedule_decodes(
     positions: torch.Tensor,
     schedule: DecodeSchedule,
     *,
-    kv_heads: int,
     tile: int,
     mask_kind: MaskKind,
     mask_size: int,
@@ -76,7 +76,7 @@ def schedule_decodes(
     that a program reads at a time.
     """
     n = rows.shape[0]
-    most = items_of(schedule, n, kv_heads)
+    most = schedule.most_items(n)
     assert most <= schedule.items.shape[0], "the schedule is too small"
     _schedule[(triton.cdiv(most, _CHUNK),)](
         rows,
@@ -85,7 +85,7 @@ def schedule_decodes(
         schedule.items,
         n,
         most,
-        kv_heads,
+        schedule.kv_heads,
         schedule.running,
         schedule.num_sms,
         TILE=tile,

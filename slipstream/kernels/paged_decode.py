@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from slipstream.kernels.decode_schedule import FIELDS, DecodeSchedule, items_of
+from slipstream.kernels.decode_schedule import FIELDS, DecodeSchedule
 from slipstream.kernels.overlap import await_inputs
 from slipstream.kernels.paged_common import (
     LOG2E,
@@ -66,12 +66,10 @@ class DecodeWorkspace:
     arrivals: torch.Tensor
 
 
-def decode_workspace(
-    schedule: DecodeSchedule, heads: int, kv_heads: int, head_dim: int
-) -> DecodeWorkspace:
+def decode_workspace(schedule: DecodeSchedule, heads: int, head_dim: int) -> DecodeWorkspace:
     """For launches with a schedule of that size."""
     items, device = schedule.items.shape[0], schedule.items.device
-    parts = items * (heads // kv_heads)
+    parts = items * (heads // schedule.kv_heads)
     return DecodeWorkspace(
         torch.empty(parts * head_dim, dtype=torch.float32, device=device),
         torch.empty(2 * parts, dtype=torch.float32, device=device),
@@ -114,7 +112,8 @@ def decode_attention(
     check_layout(q, pool, out)
     kv_heads, head_dim = pool.shape[2], pool.shape[4]
     heads = q.shape[1]
-    items = items_of(schedule, n, kv_heads)
+    items = schedule.most_items(n)
+    assert schedule.kv_heads == kv_heads
     assert items <= schedule.items.shape[0], "the schedule is too small"
     assert items * (heads // kv_heads) * head_dim <= workspace.sums.numel()
     inner, factor = scoring(scale * key_scale, soft_cap)

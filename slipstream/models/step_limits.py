@@ -31,8 +31,7 @@ class StepLimits:
             seqs, tokens = _CPU
         else:
             seqs, tokens = _LARGE_GPU if gpu_bytes >= _LARGE_GPU_BYTES else _GPU
-        if max_num_seqs == 0 and max_num_tokens == 0:
-            return cls(seqs, tokens)
-        if max_num_seqs == 0:
-            return cls(min(seqs, max_num_tokens), max_num_tokens)
-        return cls(max_num_seqs, max_num_tokens or max(tokens, max_num_seqs))
+        return cls(
+            max_num_seqs or min(seqs, max_num_tokens or seqs),
+            max_num_tokens or max(tokens, max_num_seqs),
+        )

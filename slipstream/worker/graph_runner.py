@@ -150,8 +150,7 @@ class GraphRunner(ModelRunner):
             )
             for tokens in MIXED_TOKENS
             if tokens <= self._max_num_tokens
-            for most in (min(tokens, self._max_num_seqs),)
-            for samples in (*(fewer for fewer in _SAMPLES if fewer < most), most)
+            for samples in _sample_sizes(min(tokens, self._max_num_seqs))
         ]
 
     def _decode_shape(self, sequences: int) -> StepShape:
@@ -462,6 +461,11 @@ class GraphRunner(ModelRunner):
             self._staging.received,
             self._arrived,
         )
+
+
+def _sample_sizes(most: int) -> list[int]:
+    """Of mixed graphs that may sample up to so many rows, ascending."""
+    return [*(fewer for fewer in _SAMPLES if fewer < most), most]
 
 
 def _clear(host: HostStep, padding_slot: int) -> None:

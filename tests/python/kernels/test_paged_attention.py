@@ -183,7 +183,6 @@ def fill(
         ints(*slots),
         ints(*positions),
         schedule,
-        kv_heads=case.kv_heads,
         tile=decode_tile(case.head_dim),
         mask_kind=case.mask.kind,
         mask_size=case.mask.size,
@@ -191,7 +190,7 @@ def fill(
 
 
 def workspace_of(case: Case, schedule: DecodeSchedule) -> DecodeWorkspace:
-    return decode_workspace(schedule, case.heads, case.kv_heads, case.head_dim)
+    return decode_workspace(schedule, case.heads, case.head_dim)
 
 
 def decode(
