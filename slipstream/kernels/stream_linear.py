@@ -32,6 +32,7 @@ from slipstream.kernels.skinny_linear import MAX_ROWS, SkinnyConfig
 # Of a thread at the start, by warps; leaves some to the kernels before and after.
 _REGISTERS = {4: 96, 8: 104}
 _MORE_REGISTERS = 128  # for more than 16 rows
+_MOST_REGISTERS = 216  # where a thread holds more than 64 sums
 _PRODUCER_REGISTERS = 40
 _RING_BYTES = 216 << 10  # of an SM's 227 KiB: leaves some to the kernels before and after
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -40,6 +41,7 @@ _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 # Tiles of w and the warps that multiply them.
 _FEW_ROWS = ((64, 256, 4), (128, 128, 4), (256, 64, 4))
 _MORE_ROWS = ((64, 128, 4), (64, 256, 4), (128, 128, 8), (128, 64, 8), (256, 64, 8))
+_MOST_ROWS = ((64, 64, 4), (128, 128, 4))
 
 
 def streamed_candidates(
@@ -48,8 +50,9 @@ def streamed_candidates(
     """Configurations worth timing for ``[rows, k]`` inputs and ``[n, k]`` weights on so many
     multiprocessors: those that keep enough of them busy. All give the right result."""
     padded = _padded(rows)
+    shapes = _FEW_ROWS if padded <= 32 else _MORE_ROWS if padded <= 64 else _MOST_ROWS
     found = []
-    for block_n, block_k, warps in _FEW_ROWS if padded <= 32 else _MORE_ROWS:
+    for block_n, block_k, warps in shapes:
         wide = block_n if activation is None else block_n // 2
         tiles, k_tiles = triton.cdiv(n, block_n), triton.cdiv(k, block_k)
         most = 1 if block_n == 256 else min(processors // tiles, k_tiles, 8) or 1
@@ -277,6 +280,7 @@ def stream_linear(
         rows <= MAX_ROWS
         and 0 < ring <= _RING_BYTES
         and config.warps in _REGISTERS
+        and config.block_n * padded <= 128 * 32 * config.warps
         and wide in (64, 128, 256)
         and wide >= 16 * config.warps
         and config.block_k in (64, 128, 256)
@@ -294,7 +298,9 @@ def stream_linear(
     if config.splits > 1:
         size = tiles * config.splits * config.block_n * padded
         parts = x.new_empty(size, dtype=torch.float32)
-    few = padded <= 16
+    registers = _REGISTERS[config.warps] if padded <= 16 else _MORE_REGISTERS
+    if config.block_n * padded // (32 * config.warps) > 64:
+        registers = _MOST_REGISTERS
     _stream[(groups * config.splits,)](
         _descriptor(x, padded, config.block_k),
         _descriptor(w, wide, config.block_k),
@@ -311,7 +317,7 @@ def stream_linear(
         REGISTERS=_PRODUCER_REGISTERS,
         ACTIVATION=activation,
         num_warps=config.warps,
-        maxnreg=_REGISTERS[config.warps] if few else _MORE_REGISTERS,
+        maxnreg=registers,
         **launch_options(),
     )
     return out

@@ -19,7 +19,7 @@ from slipstream.kernels.skinny_linear import SkinnyConfig, candidates, skinny_li
 from slipstream.kernels.timing import milliseconds
 from slipstream.layers.linear import FewRows, GatedLinear, Linear
 
-_ROWS = (1, 16, 32, 64)  # numbers of rows that are measured, each for all down to the one before
+_ROWS = (1, 16, 32, 64, 128)  # numbers of rows that are measured, each for all down to the one before
 _GENERATION = 3  # of the kernels and of how they are measured
 _MARGIN = 0.98  # a kernel has to beat torch's by more than noise
 _MOST_ERROR = 0.02  # of a result, beside torch's: bfloat16 is told apart from nonsense
@@ -79,6 +79,8 @@ def _fastest(
     weights: list[torch.Tensor],
     arrivals: torch.Tensor,
 ) -> SkinnyConfig | None:
+    if not offered:
+        return None
     best, least = None, _MARGIN * milliseconds(kind.by_torch, rows, weights)
     x = torch.randn(rows, kind.k, device=weights[0].device).to(weights[0].dtype)
     expected = kind.by_torch(x, weights[0]).float()

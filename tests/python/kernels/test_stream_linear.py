@@ -80,6 +80,7 @@ def test_the_cut_keeps_the_multiprocessors_busy() -> None:
     ]
     assert "256x64/1 warps 8 stages 5" in cuts(64, 28672, 4096, "silu")
     assert cuts(16, 1024, 2048)[0] == "64x256/8 warps 4 stages 1", "no more than there is to fetch"
+    assert cuts(128, 28672, 4096, "silu") == ["128x128/1 warps 4 stages 3"]
     assert cuts(1, 128, 1024) == [], "a handful of programs would not be faster"
 
 
@@ -99,7 +100,7 @@ def test_every_candidate_suits(
     processors = type("Properties", (), {"multi_processor_count": 132})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: processors)
     w = torch.empty(n, k, dtype=torch.bfloat16, device="meta")
-    for rows in (1, 16, 32, 64):
+    for rows in (1, 16, 32, 64, 128):
         for config in streamed_candidates(rows, n, k, activation, 132):
             for fewer in {rows, rows // 2 + 1}:
                 x = torch.empty(fewer, k, dtype=torch.bfloat16, device="meta")
@@ -110,11 +111,12 @@ def test_every_candidate_suits(
 @pytest.mark.parametrize(
     ("config", "rows", "k", "activation"),
     [
-        (SkinnyConfig(64, 256, 1, 4, 6, "stream"), 65, 4096, None),  # too many rows
+        (SkinnyConfig(64, 256, 1, 4, 1, "stream"), 129, 4096, None),  # too many rows
         (SkinnyConfig(64, 256, 1, 4, 7, "stream"), 8, 4096, None),  # more than an SM has
         (SkinnyConfig(64, 256, 1, 4, 6, "stream"), 64, 4096, None),  # with as many rows
         (SkinnyConfig(64, 256, 1, 4, 6, "stream"), 8, 4096, "silu"),  # half of it gates
         (SkinnyConfig(64, 256, 1, 8, 3, "stream"), 8, 4096, None),
+        (SkinnyConfig(256, 64, 1, 4, 2, "stream"), 128, 4096, None),  # more sums than registers
         (SkinnyConfig(64, 256, 1, 2, 3, "stream"), 8, 4096, None),
         (SkinnyConfig(96, 64, 1, 4, 3, "stream"), 8, 4096, None),
         (SkinnyConfig(64, 32, 1, 4, 3, "stream"), 8, 4096, None),
@@ -144,6 +146,7 @@ def test_candidates_of_both_kinds_where_weights_stream(monkeypatch: pytest.Monke
     assert {config.kernel for config in here} == {"stream", "tiles"}
     assert len(here) <= len(everywhere)
     assert {config.kernel for config in candidates(1, w)} == {"stream", "vector", "tiles"}
+    assert {config.kernel for config in candidates(128, w)} == {"stream"}
 
 
 @pytest.mark.gpu
@@ -159,7 +162,7 @@ def test_candidates_of_both_kinds_where_weights_stream(monkeypatch: pytest.Monke
         (12000, 1000, "relu2"),
     ],
 )
-@pytest.mark.parametrize("rows", [1, 3, 8, 16, 20, 33, 64])
+@pytest.mark.parametrize("rows", [1, 3, 8, 16, 20, 33, 64, 65, 128])
 def test_streamed_products(
     dtype: torch.dtype, n: int, k: int, activation: str | None, rows: int
 ) -> None:

@@ -77,12 +77,12 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(n: int = 512, k: int = 2048) -> list[SkinnyConfig | None]:
-    """For 1, 16, 32 and 64 rows of a model of one matrix."""
+    """For 1, 16, 32, 64 and 128 rows of a model of one matrix."""
     model = nn.Sequential(Linear(k, n, bias=False, dtype=torch.bfloat16))
     tuning.choose_kernels(model)
     few = model[0].few_rows
     assert few is not None
-    return [few.config(rows) for rows in (1, 16, 32, 64)]
+    return [few.config(rows) for rows in (1, 16, 32, 64, 128)]
 
 
 def cache_file(folder: Path) -> Path:
@@ -91,20 +91,20 @@ def cache_file(folder: Path) -> Path:
 
 def test_the_fastest_is_chosen_and_remembered(measured: Measured, tmp_path: Path) -> None:
     measured.times = {TILES: 0.9}
-    assert chosen() == [None, None, TILES, TILES]
+    assert chosen() == [None, None, TILES, TILES, None]
     w = torch.empty(512, 2048, dtype=torch.bfloat16)
     assert measured.count == sum(1 + len(candidates(rows, w)) for rows in (1, 16, 32, 64))
     measured.count = 0
-    assert chosen() == [None, None, TILES, TILES]
+    assert chosen() == [None, None, TILES, TILES, None]
     assert measured.count == 0, "remembered"
-    assert chosen(n=256) == [None, None, TILES, TILES]
+    assert chosen(n=256) == [None, None, TILES, TILES, None]
     assert measured.count > 0, "another matrix"
     assert len(json.loads(cache_file(tmp_path).read_text())) == 1
 
 
 def test_a_kernel_has_to_be_faster_by_more_than_noise(measured: Measured) -> None:
     measured.times = {TILES: 0.99}
-    assert chosen() == [None] * 4
+    assert chosen() == [None] * 5
 
 
 def test_a_kernel_that_streams_is_chosen_and_remembered(
@@ -112,9 +112,9 @@ def test_a_kernel_that_streams_is_chosen_and_remembered(
 ) -> None:
     stream(monkeypatch)
     measured.times = {TILES: 0.9, STREAM: 0.8}
-    assert chosen() == [None, None, STREAM, TILES]
+    assert chosen() == [None, None, STREAM, TILES, None]
     measured.count = 0
-    assert chosen() == [None, None, STREAM, TILES]
+    assert chosen() == [None, None, STREAM, TILES, None]
     assert measured.count == 0
 
 
@@ -124,13 +124,13 @@ def test_a_kernel_that_does_not_compile_is_not_chosen(
     stream(monkeypatch)
     measured.times = {TILES: 0.9, STREAM: 0.8}
     measured.broken = {STREAM}
-    assert chosen() == [None, None, TILES, TILES]
+    assert chosen() == [None, None, TILES, TILES, None]
 
 
 def test_a_kernel_that_is_wrong_is_not_chosen(measured: Measured) -> None:
     measured.times = {TILES: 0.9}
     measured.wrong = {TILES}
-    assert chosen() == [None] * 4
+    assert chosen() == [None] * 5
 
 
 def test_what_is_not_offered_any_more_is_measured_again(
@@ -139,9 +139,9 @@ def test_what_is_not_offered_any_more_is_measured_again(
     measured.times = {TILES: 0.9, STREAM: 0.8}
     with monkeypatch.context() as here:
         stream(here)
-        assert chosen() == [None, None, STREAM, TILES]
+        assert chosen() == [None, None, STREAM, TILES, None]
     measured.count = 0
-    assert chosen() == [None, None, TILES, TILES]
+    assert chosen() == [None, None, TILES, TILES, None]
     w = torch.empty(512, 2048, dtype=torch.bfloat16)
     assert measured.count == 1 + len(candidates(32, w)), "the others are known"
 
@@ -170,7 +170,7 @@ def test_a_file_of_no_use_is_as_none(measured: Measured, tmp_path: Path, content
     file = cache_file(tmp_path)
     file.parent.mkdir()
     file.write_text(content)
-    assert chosen() == [None, None, TILES, TILES]
+    assert chosen() == [None, None, TILES, TILES, None]
     measured.count = 0
-    assert chosen() == [None, None, TILES, TILES]
+    assert chosen() == [None, None, TILES, TILES, None]
     assert measured.count == 0, "replaced by one of use"
