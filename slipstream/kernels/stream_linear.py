@@ -58,9 +58,9 @@ def streamed_candidates(
         most = 1 if block_n == 256 else min(processors // tiles, k_tiles, 8) or 1
         most = triton.cdiv(k_tiles, triton.cdiv(k_tiles, most))  # none of them without a part
         # Where parts of K are short, more programs may cost more than they gain.
-        fewer = block_n == 64 and k // most <= 512
+        fewer = (block_n == 64 or activation is not None) and k // most <= 512
         for splits in dict.fromkeys((most, (most + 1) // 2 if fewer else most)):
-            if wide < 64 or tiles * splits < 0.45 * processors:
+            if wide < 64 or tiles * splits < 0.35 * processors:
                 continue
             stages = _RING_BYTES // ((block_n + padded) * block_k * 2)
             if tiles * splits <= processors:  # what is not used is left to the next kernel
