@@ -51,6 +51,16 @@ TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
 // Once, when the server ends.
 TRITONSERVER_Error* TRITONBACKEND_Finalize(TRITONBACKEND_Backend*) { return nullptr; }
 
+// Once, after Initialize: what the server puts in where a model has no instance_group, in place of
+// one instance on each GPU.
+TRITONSERVER_Error* TRITONBACKEND_GetBackendAttribute(TRITONBACKEND_Backend*,
+                                                      TRITONBACKEND_BackendAttribute* attributes) {
+  return Guarded(__func__, [attributes] {
+    return FromTritonError(TRITONBACKEND_BackendAttributeAddPreferredInstanceGroup(
+        attributes, TRITONSERVER_INSTANCEGROUPKIND_CPU, 1, nullptr, 0));
+  });
+}
+
 // Loads one model of the repository. Models may load at the same time. The state belongs to us
 // until ModelFinalize.
 TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* triton_model) {
@@ -77,9 +87,14 @@ TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* triton_mode
   });
 }
 
-// Instances are only Triton's threads: all state is the model's.
-TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance*) {
-  return nullptr;
+// Instances are only Triton's threads: all state is the model's. They are made after the model, and
+// when a loaded model's instance_group is changed.
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* instance) {
+  return Guarded(__func__, [instance] {
+    Model* model = nullptr;
+    if (Status s = ModelOf(instance, &model); !s.ok()) return s;
+    return model->AddInstance();
+  });
 }
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance*) {
   return nullptr;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "triton/error.h"
+#include "triton/instance_groups.h"
 #include "triton/llm_registry.h"
 #include "triton/process_factory.h"
 #include "triton/withdrawal.h"
@@ -56,6 +57,7 @@ bool AreDeadLlmsIdle() {
 StatusOr<std::shared_ptr<LlmService>> LlmService::Create(const ModelConfig& config) {
   auto parameters = LlmParameters::FromMap(config.parameters);
   if (!parameters.ok()) return parameters.status();
+  if (Status s = PlaceWorker(config, &*parameters); !s.ok()) return s;
   LogWithoutEffect(config.name, parameters->without_effect);
   auto service =
       std::shared_ptr<LlmService>(new LlmService(config.name, std::move(parameters).value()));

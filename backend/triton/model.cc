@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "triton/error.h"
+#include "triton/instance_groups.h"
 #include "triton/role_detokenize.h"
 #include "triton/role_llm.h"
 #include "triton/role_pipeline.h"
@@ -26,6 +27,7 @@ StatusOr<std::unique_ptr<Model>> Make(ModelConfig config) {
 
 StatusOr<std::unique_ptr<Model>> Model::Create(ModelConfig config) {
   if (Status s = CheckNotWithdrawn(config); !s.ok()) return s;
+  if (Status s = CheckInstanceGroups(config); !s.ok()) return s;
   const auto parameter = config.parameters.find("role");
   if (parameter == config.parameters.end()) {
     return Status::InvalidArgument(
@@ -45,6 +47,13 @@ StatusOr<std::unique_ptr<Model>> Model::Create(ModelConfig config) {
       return Make<PipelineModel>(std::move(config));
   }
   return Status::Internal("unknown role");
+}
+
+Status Model::AddInstance() {
+  if (++instances_ <= config_.instance_count) return Status::Ok();
+  return Status::Unsupported(
+      "instance_group: was changed while the model is loaded; unload the model, then load it, for "
+      "the change to take effect");
 }
 
 void Model::Execute(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests,

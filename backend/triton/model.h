@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,6 +25,11 @@ class Model {
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
+  // Of each instance that the server makes, on any thread. Refuses those beyond instance_group as
+  // it was at loading: where nothing else of the configuration has changed, the server takes over a
+  // new one without loading the model again.
+  Status AddInstance();
+
   // Takes the requests over; every one gets exactly one final response, here or later. Several
   // instances may call at once.
   void Execute(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests,
@@ -43,6 +49,7 @@ class Model {
   void ExecuteOne(std::unique_ptr<ResponseStream> stream) noexcept;
 
   const ModelConfig config_;
+  std::atomic<int> instances_{0};
 };
 
 // Logs, once, the parameters that were accepted for compatibility only.

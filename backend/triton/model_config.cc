@@ -2,11 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/model_config.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "triton/error.h"
 
@@ -16,16 +18,18 @@ namespace {
 using nlohmann::json;
 
 // An int32, which protobuf may write as a string in JSON. Throws what FromJson tells.
-int32_t ReadInt(const json& object, const char* key) {
-  const auto field = object.find(key);
-  if (field == object.end()) return 0;
-  const double value = field->is_string()
-                           ? static_cast<double>(std::stoll(field->get<std::string>()))
-                           : field->get<double>();
+int32_t ToInt(const json& field, const char* key) {
+  const double value = field.is_string() ? static_cast<double>(std::stoll(field.get<std::string>()))
+                                         : field.get<double>();
   if (value < std::numeric_limits<int32_t>::min() || value > std::numeric_limits<int32_t>::max()) {
-    throw std::out_of_range(std::string(key) + " is " + field->dump() + ", which is no int32");
+    throw std::out_of_range(std::string(key) + " is " + field.dump() + ", which is no int32");
   }
   return static_cast<int32_t>(value);
+}
+
+int32_t ReadInt(const json& object, const char* key) {
+  const auto field = object.find(key);
+  return field == object.end() ? 0 : ToInt(*field, key);
 }
 
 std::vector<DeclaredTensor> ReadTensors(const json& config, const char* key) {
@@ -43,6 +47,49 @@ bool IsSet(const std::string& value) {
          value.find("${") == std::string::npos;
 }
 
+bool IsGiven(const json& field) {
+  if (field.is_boolean()) return field.get<bool>();
+  return field.is_string() ? !field.get_ref<const std::string&>().empty() : !field.empty();
+}
+
+// A field that the server takes but does not carry out for this backend: it pins only its own
+// threads by host_policy and counts only calls that return at once by rate_limiter, knows the other
+// two for TensorRT alone, and crashes at a request for a model whose instances are all passive.
+std::string Unheeded(const json& group) {
+  for (const char* key :
+       {"passive", "host_policy", "rate_limiter", "secondary_devices", "profile"}) {
+    const auto field = group.find(key);
+    if (field != group.end() && IsGiven(*field)) return std::string(key) + " " + field->dump();
+  }
+  return "";
+}
+
+InstanceGroup ReadGroup(const json& entry) {
+  InstanceGroup group;
+  group.kind = entry.value("kind", "");
+  if (group.kind == "KIND_GPU") {
+    for (const json& gpu : entry.value("gpus", json::array())) {
+      group.gpus.push_back(ToInt(gpu, "gpus"));
+    }
+  }
+  group.unheeded = Unheeded(entry);
+  return group;
+}
+
+void ReadGroups(const json& config, ModelConfig* result) {
+  int64_t instances = 0;
+  for (const json& entry : config.value("instance_group", json::array())) {
+    InstanceGroup group = ReadGroup(entry);
+    const auto places = static_cast<int64_t>(std::max<size_t>(group.gpus.size(), 1));
+    instances += places * ReadInt(entry, "count");
+    result->instance_groups.push_back(std::move(group));
+  }
+  if (instances > std::numeric_limits<int>::max()) {
+    throw std::out_of_range("instance_group has " + std::to_string(instances) + " instances");
+  }
+  if (instances > 0) result->instance_count = static_cast<int>(instances);
+}
+
 ModelConfig Read(const json& config) {
   ModelConfig result;
   result.name = config.value("name", "");
@@ -54,14 +101,7 @@ ModelConfig Read(const json& config) {
     result.dynamic_batching = true;
     result.preserve_ordering = batching->value("preserve_ordering", false);
   }
-  int64_t instances = 0;
-  for (const json& group : config.value("instance_group", json::array())) {
-    instances += ReadInt(group, "count");
-  }
-  if (instances > std::numeric_limits<int>::max()) {
-    throw std::out_of_range("instance_group has " + std::to_string(instances) + " instances");
-  }
-  if (instances > 0) result.instance_count = static_cast<int>(instances);
+  ReadGroups(config, &result);
   result.inputs = ReadTensors(config, "input");
   result.outputs = ReadTensors(config, "output");
   const json parameters = config.value("parameters", json::object());

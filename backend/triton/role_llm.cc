@@ -2,17 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "triton/role_llm.h"
 
-#include <string>
 #include <utility>
 
 namespace slipstream::triton {
 
 StatusOr<std::unique_ptr<LlmModel>> LlmModel::Create(ModelConfig config) {
-  if (config.instance_count != 1) {
-    return Status::Unsupported("instance_group: " + std::to_string(config.instance_count) +
-                               " instances; role llm batches all requests in one executor, the "
-                               "limit is 1");
-  }
   const LlmLoading loading(config.name);
   auto service = LlmService::Create(config);
   if (!service.ok()) return service.status();

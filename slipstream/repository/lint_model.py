@@ -13,12 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from slipstream.config import Role, SlipstreamConfig, all_options, nearest, role_parameters
 from slipstream.repository.drop_in import MARKERS, OTHER_KEYS, PLACEHOLDERS, QUEUE_SIZE
 from slipstream.repository.findings import Report
-from slipstream.repository.render import (
-    BACKEND,
-    POSTPROCESSING_INSTANCES,
-    is_role,
-    type_number,
-)
+from slipstream.repository.lint_instances import check_instances
+from slipstream.repository.render import BACKEND, is_role, type_number
 from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES, Interface, Tensor
 
 _ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize", "pipeline")
@@ -77,7 +73,7 @@ def check_model(name: str, message: Any, report: Report) -> None:
         return
     check_tensors(message, INTERFACES[role], report)
     _check_parameters(role, parameters, report)
-    _check_instances(role, message, report)
+    check_instances(role, message, parameters, report)
     if role in ("llm", "pipeline") and not message.HasField("model_transaction_policy"):
         report.warning("model_transaction_policy", "not set: no streaming; set decoupled: true")
 
@@ -174,24 +170,3 @@ def _check_value(key: str, text: str, report: Report) -> None:
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Input should be ")
         report.error(f"parameters[{key}]", f"is {text!r}; must be {message}")
-
-
-def _check_instances(role: Role, message: Any, report: Report) -> None:
-    groups = message.instance_group
-    if not groups:
-        report.warning("instance_group", "missing; expected one of kind KIND_CPU")
-        return
-    for index, group in enumerate(groups):
-        key = f"instance_group[{index}]"
-        if type(group).Kind.Name(group.kind) != "KIND_CPU":
-            report.warning(f"{key}.kind", "must be KIND_CPU: the worker chooses the device")
-        if group.count < 1:
-            report.warning(f"{key}.count", f"{group.count}: must be at least 1")
-    count = sum(group.count for group in groups)
-    if role == "detokenize" and count > POSTPROCESSING_INSTANCES:
-        report.error(
-            "instance_group.count",
-            f"{count}: must be {POSTPROCESSING_INSTANCES}, text would get out of order",
-        )
-    if role == "llm" and count > 1:
-        report.error("instance_group.count", f"{count}: must be 1, one executor per model")

@@ -100,6 +100,8 @@ TEST_CASE("abi: a model loads, serves and unloads through the exported functions
   CHECK(Load(&model).message() == "");
   CHECK(TRITONBACKEND_ModelInstanceInitialize(model.instance()) == nullptr);
   CHECK(TRITONBACKEND_ModelInstanceReady(model.instance()) == nullptr);
+  const Status changed = FromTritonError(TRITONBACKEND_ModelInstanceInitialize(model.instance()));
+  CHECK(changed.message().find("instance_group: was changed while the model is loaded") == 0);
   const auto clients = Execute(&model, 2);
   for (const auto& client : clients) CHECK(Ids(client->WaitFinal()).size() == 3);
   CheckClean(clients);

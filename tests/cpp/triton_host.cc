@@ -179,6 +179,13 @@ TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor) {
   *minor = TRITONBACKEND_API_VERSION_MINOR;
   return nullptr;
 }
+TRITONSERVER_Error* TRITONBACKEND_BackendAttributeAddPreferredInstanceGroup(
+    TRITONBACKEND_BackendAttribute* attributes, const TRITONSERVER_InstanceGroupKind kind,
+    const uint64_t, const uint64_t*, const uint64_t) {
+  const FaultPause pause;
+  attributes->preferred.push_back(kind);
+  return nullptr;
+}
 TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model* model, const uint32_t,
                                               TRITONSERVER_Message** message) {
   const FaultPause pause;

@@ -20,6 +20,9 @@ struct TRITONSERVER_Parameter {
   std::string name;
   std::string value;
 };
+struct TRITONBACKEND_BackendAttribute {
+  std::vector<TRITONSERVER_InstanceGroupKind> preferred;
+};
 
 // A double of the server's side of Triton's C API, in process: the test binary links it where the
 // backend library is loaded by a server. It keeps to the documented ownership rules and counts what

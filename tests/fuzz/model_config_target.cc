@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "targets.h"
+#include "triton/instance_groups.h"
 #include "triton/request_reader.h"
 #include "triton/tensor_table.h"
 #include "triton/withdrawal.h"
@@ -33,6 +34,11 @@ void Run(const uint8_t* data, size_t size) {
   }
   static_cast<void>(triton::ReaderSettings::Of(*config));
   static_cast<void>(triton::CheckNotWithdrawn(*config));
+  static_cast<void>(triton::CheckInstanceGroups(*config));
+  triton::LlmParameters parameters;
+  if (triton::PlaceWorker(*config, &parameters).ok()) {
+    Require(config->instance_count == 1, "an llm has one instance");
+  }
 }
 
 std::vector<std::string> Seeds() {
@@ -40,7 +46,7 @@ std::vector<std::string> Seeds() {
       R"({"name": "llm", "backend": "slipstream", "max_batch_size": 8,
           "model_transaction_policy": {"decoupled": true},
           "dynamic_batching": {"preserve_ordering": true, "max_queue_delay_microseconds": "100"},
-          "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+          "instance_group": [{"kind": "KIND_GPU", "count": 1, "gpus": [1], "passive": false}],
           "input": [{"name": "input_ids", "data_type": "TYPE_INT32", "dims": [-1]},
                     {"name": "input_lengths", "data_type": "TYPE_INT32", "dims": [1]},
                     {"name": "request_output_len", "data_type": "TYPE_INT32", "dims": [1]}],

@@ -46,6 +46,19 @@ def change(repository: Path, model: str, old: str, new: str) -> None:
          "'llm'"),
         ("llm", 'name: "llm"', 'name: "other"', "name: 'other' differs from the folder's name"),
         ("postprocessing", "count: 1", "count: 2", "instance_group.count: 2: must be 1"),
+        ("postprocessing", "kind: KIND_CPU", "kind: KIND_GPU",
+         "instance_group[0].kind: must be KIND_CPU: role detokenize uses no GPU"),
+        ("llm", "kind: KIND_CPU", "kind: KIND_AUTO",
+         "instance_group[0].kind: must be KIND_CPU: the parameter device chooses, or KIND_GPU"),
+        ("llm", "kind: KIND_CPU", "kind: KIND_GPU",
+         "instance_group[0].gpus: not set: the server lists all GPUs, which must be 1; name it"),
+        ("llm", "kind: KIND_CPU", "kind: KIND_GPU gpus: [0, 1]",
+         "instance_group[0].gpus: [0, 1]: must be 1, one executor per model"),
+        ("llm", "count: 1", "count: 2", "instance_group.count: 2: must be 1, one executor"),
+        ("llm", "kind: KIND_CPU", "kind: KIND_CPU passive: true",
+         "instance_group[0].passive: is not supported, must be left out"),
+        ("preprocessing", "kind: KIND_CPU", "kind: KIND_CPU rate_limiter { priority: 2 }",
+         "instance_group[0].rate_limiter: is not supported, must be left out"),
         ("ensemble", 'key: "llm_model_name"', 'key: "lm_model_name"',
          "parameters[lm_model_name]: unknown; the nearest is 'llm_model_name'"),
         ("ensemble", 'key: "llm_model_name"', 'key: "tokenizer_type"',
@@ -112,6 +125,25 @@ def check_fault(repository: Path, model: str, old: str, new: str, expected: str)
     assert any(expected in line for line in lines), "\n".join(lines)
     assert all("\n" not in line for line in lines)
     assert any(f"{model}/config.pbtxt" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("auto", []),
+        ("cuda", []),
+        ("cuda:1", []),
+        ("cuda:0", ["[1] means cuda:1, but parameter device means 'cuda:0'"]),
+        ("cpu", ["[1] means cuda:1, but parameter device means 'cpu'"]),
+    ],
+)
+def test_the_gpu_of_an_llm(repository: Path, device: str, expected: list[str]) -> None:
+    key = 'key: "device"\n  value {\n    string_value: "'
+    change(repository, "llm", "kind: KIND_CPU", "kind: KIND_GPU gpus: 1")
+    change(repository, "llm", f"{key}auto", f"{key}{device}")
+    findings = lint_repository(repository)
+    assert [finding.message for finding in findings] == expected
+    assert all(finding.key == "instance_group[0].gpus" for finding in findings)
 
 
 def test_first_outputs_keep_their_order(repository: Path) -> None:

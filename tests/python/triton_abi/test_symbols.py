@@ -66,6 +66,7 @@ def test_exports_are_the_entry_points() -> None:
     assert exported == {
         "TRITONBACKEND_Initialize",
         "TRITONBACKEND_Finalize",
+        "TRITONBACKEND_GetBackendAttribute",
         "TRITONBACKEND_ModelInitialize",
         "TRITONBACKEND_ModelFinalize",
         "TRITONBACKEND_ModelInstanceInitialize",
