@@ -18,39 +18,39 @@ inline constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 // Setters. `field` returns the member to set.
 template <typename Target, typename Field>
 typename ParameterRow<Target>::Set Int(Field field, int64_t min, int64_t max) {
-  return [=](std::string_view key, const std::string& value, Target* target) {
-    const auto number = ParseInt(key, value, min, max);
+  return [=](std::string_view key, const std::string& text, Target* target) -> CanonicalValue {
+    const auto number = ParseInt(key, text, min, max);
     if (!number.ok()) return number.status();
     auto& member = field(target);
     member = static_cast<std::decay_t<decltype(member)>>(*number);
-    return Status::Ok();
+    return std::to_string(*number);
   };
 }
 template <typename Target, typename Field>
 typename ParameterRow<Target>::Set Bool(Field field) {
-  return [=](std::string_view key, const std::string& value, Target* target) {
-    const auto flag = ParseBool(key, value);
+  return [=](std::string_view key, const std::string& text, Target* target) -> CanonicalValue {
+    const auto flag = ParseBool(key, text);
     if (!flag.ok()) return flag.status();
     field(target) = *flag;
-    return Status::Ok();
+    return std::string(*flag ? "true" : "false");
   };
 }
 template <typename Target, typename Field>
 typename ParameterRow<Target>::Set Text(Field field) {
-  return [=](std::string_view, const std::string& value, Target* target) {
-    field(target) = value;
-    return Status::Ok();
+  return [=](std::string_view, const std::string& text, Target* target) {
+    field(target) = text;
+    return text;
   };
 }
 template <typename Target>
 typename ParameterRow<Target>::Set Any() {
-  return [](std::string_view, const std::string&, Target*) { return Status::Ok(); };
+  return [](std::string_view, const std::string& text, Target*) { return text; };
 }
 template <typename Target>
 typename ParameterRow<Target>::Set NoEffect(const char* why) {
-  return [=](std::string_view key, const std::string&, Target* target) {
+  return [=](std::string_view key, const std::string& text, Target* target) {
     target->without_effect.push_back(std::string(key) + " (" + why + ")");
-    return Status::Ok();
+    return text;
   };
 }
 

@@ -24,10 +24,13 @@ StatusOr<bool> ParseBool(std::string_view key, const std::string& value);  // tr
 StatusOr<size_t> ParseChoice(std::string_view key, const std::string& value,
                              const std::vector<std::string_view>& choices);
 
+// A value in a form that is the same for all texts of it ("1", "True").
+using CanonicalValue = StatusOr<std::string>;
+
 // One key of a role's parameters and what setting it does to the Target.
 template <typename Target>
 struct ParameterRow {
-  using Set = std::function<Status(std::string_view key, const std::string& value, Target*)>;
+  using Set = std::function<CanonicalValue(std::string_view key, const std::string& text, Target*)>;
   const char* key;
   const char* alias_of;  // the row's key whose setting this is too; "" for none
   Set set;
@@ -38,10 +41,14 @@ struct ParameterRow {
 template <typename Target>
 Status ApplyParameters(const std::map<std::string, std::string>& map,
                        const std::vector<ParameterRow<Target>>& rows, Target* target) {
-  std::map<std::string, std::string> given;  // setting -> key that gave it
+  struct Given {
+    std::string key;
+    std::string value;
+  };
+  std::map<std::string, Given> settings;
   std::vector<std::string_view> keys;
   for (const auto& row : rows) keys.emplace_back(row.key);
-  for (const auto& [key, value] : map) {
+  for (const auto& [key, text] : map) {
     const auto row =
         std::find_if(rows.begin(), rows.end(),
                      [k = std::string_view(key)](const auto& r) { return k == r.key; });
@@ -50,13 +57,15 @@ Status ApplyParameters(const std::map<std::string, std::string>& map,
                                      NearestName(key, keys));
     }
     const std::string setting = *row->alias_of != '\0' ? row->alias_of : row->key;
-    const auto [first, added] = given.emplace(setting, key);
-    if (!added && map.at(first->second) != value) {
-      return Status::InvalidArgument("parameters " + first->second + " and " + key +
+    const auto value = row->set(key, text, target);
+    if (!value.ok()) return value.status();
+    const auto [it, added] = settings.emplace(setting, Given{key, *value});
+    const Given& first = it->second;
+    if (!added && first.value != *value) {
+      return Status::InvalidArgument("parameters " + first.key + " and " + key +
                                      " are the same setting, but have different values: '" +
-                                     map.at(first->second) + "' and '" + value + "'");
+                                     map.at(first.key) + "' and '" + text + "'");
     }
-    if (Status status = row->set(key, value, target); !status.ok()) return status;
   }
   return Status::Ok();
 }

@@ -3,6 +3,7 @@
 #include "triton/parameters.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "triton/parameter_setters.h"
 
@@ -20,94 +21,89 @@ LlmSet LlmInt(int32_t& (*field)(LlmParameters*), int64_t min, int64_t max = kMax
 
 // Only the value that asks for nothing is accepted.
 LlmSet OnlyInt(int64_t only, const char* feature) {
-  return [=](std::string_view key, const std::string& value, LlmParameters*) {
-    const auto number = ParseInt(key, value, 0, kMaxInt64);
+  return [=](std::string_view key, const std::string& text, LlmParameters*) -> CanonicalValue {
+    const auto number = ParseInt(key, text, 0, kMaxInt64);
     if (!number.ok()) return number.status();
-    if (*number == only) return Status::Ok();
-    return Status::Unsupported("parameter " + std::string(key) + ": " + value +
+    if (*number == only) return text;
+    return Status::Unsupported("parameter " + std::string(key) + ": " + text +
                                " is not supported, must be " + std::to_string(only) +
                                " (no support for " + feature + ")");
   };
 }
 LlmSet RefusedIfSet(const char* feature) {
-  return [=](std::string_view key, const std::string& value, LlmParameters*) {
-    return Status::Unsupported("parameter " + std::string(key) + ": '" + value +
+  return [=](std::string_view key, const std::string& text, LlmParameters*) {
+    return Status::Unsupported("parameter " + std::string(key) + ": '" + text +
                                "' is not supported (no support for " + feature + ")");
   };
 }
-
-Status SetFraction(std::string_view key, const std::string& value, LlmParameters* p) {
-  const auto number = ParseFloat(key, value, 0, 1);
-  if (!number.ok()) return number.status();
-  p->worker.kv_cache_fraction = *number;
-  return Status::Ok();
+LlmSet Choice(std::string& (*field)(LlmParameters*), std::vector<std::string_view> choices) {
+  return [=](std::string_view key, const std::string& text, LlmParameters* p) -> CanonicalValue {
+    const auto choice = ParseChoice(key, text, choices);
+    if (!choice.ok()) return choice.status();
+    return field(p) = choices[*choice];
+  };
 }
 
-Status SetBatchingStrategy(std::string_view key, const std::string& value, LlmParameters*) {
-  if (value == "inflight_fused_batching" || value == "inflight_batching") return Status::Ok();
+CanonicalValue SetFraction(std::string_view key, const std::string& text, LlmParameters* p) {
+  const auto number = ParseFloat(key, text, 0, 1);
+  if (!number.ok()) return number.status();
+  p->worker.kv_cache_fraction = *number;
+  return nlohmann::json(*number).dump();  // unlike to_string() with all its digits
+}
+
+CanonicalValue SetBatchingStrategy(std::string_view key, const std::string& text, LlmParameters*) {
+  if (text == "inflight_fused_batching" || text == "inflight_batching") {
+    return std::string("inflight_batching");
+  }
   return Status::InvalidArgument(
-      "parameter " + std::string(key) + ": '" + value +
+      "parameter " + std::string(key) + ": '" + text +
       "': Invalid gpt_model_type. Must be inflight_batching or inflight_fused_batching; V1 "
       "(static) batching is not served.");
 }
 
-Status SetPolicy(std::string_view key, const std::string& value, LlmParameters* p) {
-  const auto choice = ParseChoice(key, value, {"guaranteed_no_evict", "max_utilization"});
+CanonicalValue SetPolicy(std::string_view key, const std::string& text, LlmParameters* p) {
+  const std::vector<std::string_view> choices = {"guaranteed_no_evict", "max_utilization"};
+  const auto choice = ParseChoice(key, text, choices);
   if (!choice.ok()) return choice.status();
   p->executor.policy =
       *choice == 0 ? SchedulerPolicy::kGuaranteedNoEvict : SchedulerPolicy::kMaxUtilization;
-  return Status::Ok();
+  return std::string(choices[*choice]);
 }
 
-Status SetWorkerKind(std::string_view key, const std::string& value, LlmParameters* p) {
-  const auto choice = ParseChoice(key, value, {"process", "scripted"});
+CanonicalValue SetWorkerKind(std::string_view key, const std::string& text, LlmParameters* p) {
+  const auto choice = ParseChoice(key, text, {"process", "scripted"});
   if (!choice.ok()) return choice.status();
   p->worker_kind = *choice == 0 ? WorkerKind::kProcess : WorkerKind::kScripted;
-  return Status::Ok();
+  return text;
 }
 
-Status SetKvCacheDtype(std::string_view key, const std::string& value, LlmParameters* p) {
-  const auto choice = ParseChoice(key, value, {"auto", "fp8"});
-  if (!choice.ok()) return choice.status();
-  p->worker.kv_cache_dtype = value;
-  return Status::Ok();
-}
-
-Status SetAttentionBackend(std::string_view key, const std::string& value, LlmParameters* p) {
-  const auto choice = ParseChoice(key, value, {"auto", "triton", "flashinfer", "sdpa"});
-  if (!choice.ok()) return choice.status();
-  p->worker.attention_backend = value;
-  return Status::Ok();
-}
-
-Status SetDecodingMode(std::string_view key, const std::string& value, LlmParameters*) {
-  if (value == "auto" || value == "top_k" || value == "top_p" || value == "top_k_top_p") {
-    return Status::Ok();  // each request says how it samples
+CanonicalValue SetDecodingMode(std::string_view key, const std::string& text, LlmParameters*) {
+  if (text == "auto" || text == "top_k" || text == "top_p" || text == "top_k_top_p") {
+    return text;  // each request says how it samples
   }
-  return Status::Unsupported("parameter " + std::string(key) + ": '" + value +
+  return Status::Unsupported("parameter " + std::string(key) + ": '" + text +
                              "' is not supported, must be one of auto, top_k, top_p, top_k_top_p");
 }
 
-Status SetGpu(std::string_view key, const std::string& value, LlmParameters* p) {
-  if (value.find_first_of(",;") != std::string::npos) {
-    return Status::Unsupported("parameter " + std::string(key) + ": '" + value +
+CanonicalValue SetGpu(std::string_view key, const std::string& text, LlmParameters* p) {
+  if (text.find_first_of(",;") != std::string::npos) {
+    return Status::Unsupported("parameter " + std::string(key) + ": '" + text +
                                "' is not supported, must be one GPU");
   }
-  const auto gpu = ParseInt(key, value, 0, 1023);
+  const auto gpu = ParseInt(key, text, 0, 1023);
   if (!gpu.ok()) return gpu.status();
-  p->worker.device = "cuda:" + std::to_string(*gpu);
-  return Status::Ok();
+  return p->worker.device = "cuda:" + std::to_string(*gpu);
 }
 
-Status SetWindows(std::string_view key, const std::string& value, LlmParameters* p) {
-  for (size_t begin = 0; begin <= value.size();) {
-    const size_t end = std::min(value.find(',', begin), value.size());
-    const auto window = ParseInt(key, value.substr(begin, end - begin), 1, kMaxInt64);
+CanonicalValue SetWindows(std::string_view key, const std::string& text, LlmParameters* p) {
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const auto window = ParseInt(key, text.substr(begin, end - begin), 1, kMaxInt64);
     if (!window.ok()) return window.status();
     p->attention_windows.push_back(*window);
     begin = end + 1;
   }
-  return Status::Ok();
+  return text;
 }
 
 std::vector<LlmRow> OwnRows() {
@@ -126,12 +122,13 @@ std::vector<LlmRow> OwnRows() {
       {"trust_remote_code", "", Bool<LlmParameters>(LLM(worker.trust_remote_code))},
       {"num_threads", "", LlmInt(LLM(worker.num_threads), 0, 4096)},
       {"cuda_graphs", "", Bool<LlmParameters>(LLM(worker.cuda_graphs))},
-      {"attention_backend", "", SetAttentionBackend},
+      {"attention_backend", "",
+       Choice(LLM(worker.attention_backend), {"auto", "triton", "flashinfer", "sdpa"})},
       {"deterministic", "", Bool<LlmParameters>(LLM(worker.deterministic))},
       {"seed", "", Int<LlmParameters>(LLM(worker.seed), 0, kMaxInt64)},
       {"tokens_per_block", "", LlmInt(LLM(worker.tokens_per_block), 1, 4096)},
       {"max_seq_len", "", LlmInt(LLM(worker.max_seq_len), 0)},
-      {"kv_cache_dtype", "", SetKvCacheDtype},
+      {"kv_cache_dtype", "", Choice(LLM(worker.kv_cache_dtype), {"auto", "fp8"})},
       {"kv_cache_bytes", "", Int<LlmParameters>(LLM(worker.kv_cache_bytes), 0, kMaxInt64)},
       {"kv_cache_tokens", "", Int<LlmParameters>(LLM(worker.kv_cache_tokens), 0, kMaxInt64)},
       {"kv_cache_fraction", "", SetFraction},

@@ -65,6 +65,31 @@ TEST_CASE("parameters: two names of one setting must agree") {
   CHECK(LlmParameters::FromMap({{"model", "/a"}, {"cuda_graph_mode", "true"}})->worker.cuda_graphs);
 }
 
+TEST_CASE("parameters: two names of one setting are compared by value") {
+  const auto agree = [](const std::string& key, const std::string& value, const std::string& other,
+                        const std::string& same) {
+    return Error({{"model", "/a"}, {key, value}, {other, same}});
+  };
+  CHECK(agree("cuda_graphs", "true", "cuda_graph_mode", "True").empty());
+  CHECK(agree("enable_prefix_reuse", "0", "enable_kv_cache_reuse", " FALSE ").empty());
+  CHECK(agree("kv_cache_fraction", "0.9", "kv_cache_free_gpu_mem_fraction", "0.90").empty());
+  CHECK(agree("kv_cache_fraction", "1", "kv_cache_free_gpu_mem_fraction", "1.0").empty());
+  CHECK(agree("kv_cache_tokens", "8192", "max_tokens_in_paged_kv_cache", "08192 ").empty());
+  CHECK(agree("device", "cuda:3", "gpu_device_ids", "3").empty());
+  CHECK(agree("scheduler_policy", "max_utilization", "batch_scheduler_policy", "max_utilization ")
+            .empty());
+  CHECK(agree("gpt_model_type", "inflight_fused_batching", "batching_strategy", "inflight_batching")
+            .empty());
+  CHECK(agree("kv_cache_fraction", "0.9", "kv_cache_free_gpu_mem_fraction", "0.9000001") ==
+        "parameters kv_cache_fraction and kv_cache_free_gpu_mem_fraction are the same setting, but "
+        "have different values: '0.9' and '0.9000001'");
+  CHECK(agree("device", "cuda", "gpu_device_ids", "0") ==
+        "parameters device and gpu_device_ids are the same setting, but have different values: "
+        "'cuda' and '0'");
+  CHECK(agree("cuda_graphs", "true", "cuda_graph_mode", "yes") ==
+        "parameter cuda_graph_mode: 'yes' is none of true, false, 1, 0");
+}
+
 TEST_CASE("parameters: bad values name the key, the value and what is allowed") {
   CHECK(Error({{"model", "m"}, {"max_num_seqs", "many"}}) ==
         "parameter max_num_seqs: 'many' is not a whole number; allowed: 0 .. 65536");
