@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import psutil
 import pytest
 from e2e_client import Stream, ask, generate, infer, joined_ids, load, prompt, question
 from e2e_metrics import wait_for
@@ -55,6 +56,39 @@ def test_a_worker_that_is_restarted_serves_what_was_sent_meanwhile(demo: Server)
             assert demo.process.is_ready(SERVING)
         assert "".join(r.text() for r in sent.result()) == "".join(undisturbed)
     wait_for(is_up, 5, "the worker is back")
+
+
+def tokenizers(server: Server) -> list[psutil.Process]:
+    children = psutil.Process(server.process.pid).children()
+    return [child for child in children if "slipstream.tokenizer" in child.cmdline()]
+
+
+@pytest.mark.parametrize("model", ["ensemble", "steps"])
+def test_a_killed_tokenizer_process_costs_time_only(demo: Server, model: str) -> None:
+    """It is started again by the request that needs it, or that saw it die."""
+    asked = question("hello", 3)
+    expected = ask(demo.grpc, model, asked)[0].text()
+    running = tokenizers(demo)
+    for process in running:
+        process.kill()
+    psutil.wait_procs(running, timeout=5)
+    assert demo.is_ready(model)
+    assert ask(demo.grpc, model, asked)[0].text() == expected
+    running = tokenizers(demo)
+    assert running
+    for process in running:
+        process.suspend()
+    with Stream(demo.grpc) as stream:
+        stream.send(model, asked)
+        tokenizing = "preprocessing" if model == "steps" else model
+        wait_for(
+            lambda: demo.metrics().value("slipstream_tokenizing", model=tokenizing) == 1,
+            5,
+            "the request is with it",
+        )
+        for process in running:
+            process.kill()
+        assert stream.until_final()[0].text() == expected
 
 
 def test_a_killed_worker_that_is_not_restarted(servers: ServerPool) -> None:
