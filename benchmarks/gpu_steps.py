@@ -8,7 +8,8 @@ Two steps are in flight, as with the Executor. Every sequence has a context of `
 tokens, greedy, random weights. Host work is what the worker's thread does for a step: parsing the
 plan's frame, launching, and making the result's frame. Gaps are from the end of a step's last
 kernel to the start of the next step's first, in a trace of torch's profiler (``--trace`` keeps it,
-for chrome://tracing or ui.perfetto.dev).
+for chrome://tracing or ui.perfetto.dev). ``--norms-apart`` leaves RMS norms to kernels of their own
+where the products around them would do that work.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from gpu import MODELS
 from torch.profiler import ProfilerActivity, profile
 
+from slipstream.layers.linear import Linear
 from slipstream.link import VERSION
 from slipstream.worker import frames
 from slipstream.worker.config import WorkerConfig
@@ -232,10 +234,13 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--tokens-per-block", type=int, default=64)
     parser.add_argument("--scattered", action="store_true", help="blocks anywhere in the pool")
+    parser.add_argument("--norms-apart", action="store_true", help="norms in kernels of their own")
     parser.add_argument("--kernels", action="store_true", help="print the time of each kernel")
     parser.add_argument("--trace", type=Path, help="folder that keeps the traces")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.norms_apart:
+        Linear.streams = lambda self, rows: False  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(MODELS[arguments.model]))
         start = time.perf_counter()

@@ -227,6 +227,7 @@ def skinny_linear(
         from slipstream.kernels.stream_linear import stream_linear
 
         return stream_linear(x, w, arrivals, config, out, activation=activation)
+    assert x.is_contiguous()
     rows, k = x.shape
     n = w.shape[0]
     per_column = 1 if activation is None else 2  # rows of w

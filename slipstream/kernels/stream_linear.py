@@ -6,9 +6,15 @@ One warp of a program keeps the ring full (TMA), the others multiply what has ar
 the left operand). Nearly all of an SM's shared memory is in flight at any time, the first of it
 before the kernel that makes x has ended. A program multiplies a tile of N by its part of K, or,
 where there are more tiles than SMs, several tiles in turn through the same ring.
+
+The RMS norm between two such products needs no kernel of its own: the first joins its result to the
+residual and multiplies that by the norm's weight, the second divides its sums by the root mean
+square of their rows.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -35,7 +41,31 @@ _MORE_REGISTERS = 128  # for more than 16 rows
 _MOST_REGISTERS = 216  # where a thread holds more than 64 sums
 _PRODUCER_REGISTERS = 40
 _RING_BYTES = 216 << 10  # of an SM's 227 KiB: leaves some to the kernels before and after
+_SHARED_BYTES = 224 << 10  # of the ring and the room in which a tile changes its layout
+_SQUARES = 512  # that a warp adds up at a time
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+
+
+class Join(NamedTuple):
+    """Where a product goes that joins a residual: ``hidden += scale * product``, in place.
+
+    hidden: ``[rows, N]``, contiguous, bfloat16. weight: ``[N]``, the next RMS norm's, in that dtype
+    or in float32. squares: float32 ``[ceil(N / block_n), padded_rows(rows)]``, takes for each tile
+    of columns the sums of the squares of the new rows.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    squares: torch.Tensor
+    scale: float
+
+
+class Divisor(NamedTuple):
+    """What rows have yet to be divided by: the root of their mean square plus eps. squares: as a
+    Join has left them."""
+
+    squares: torch.Tensor
+    eps: float
 
 
 # Tiles of w and the warps that multiply them.
@@ -49,7 +79,7 @@ def streamed_candidates(
 ) -> list[SkinnyConfig]:
     """Configurations worth timing for ``[rows, k]`` inputs and ``[n, k]`` weights on so many
     multiprocessors: those that keep enough of them busy. All give the right result."""
-    padded = _padded(rows)
+    padded = padded_rows(rows)
     shapes = _FEW_ROWS if padded <= 32 else _MORE_ROWS if padded <= 64 else _MOST_ROWS
     found = []
     for block_n, block_k, warps in shapes:
@@ -122,9 +152,17 @@ def _produce(
 
 
 @gluon.jit
-def _store(out, sums, ups, start, rows, WIDTH: gl.constexpr, ACTIVATION: gl.constexpr):
-    """sums, ups: ``[columns, rows]``, of the columns of out from ``start`` on."""
+def _store(
+    out, sums, ups, factors, start, rows, WIDTH: gl.constexpr, DIVIDES: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+):  # fmt: skip
+    """sums, ups: ``[columns, rows]``, of the columns of out from ``start`` on. factors: of rows, in
+    shared memory."""
     layout: gl.constexpr = sums.type.layout
+    if DIVIDES:
+        factor = factors.load(gl.SliceLayout(0, layout))[None, :]
+        sums *= factor
+        ups *= factor
     value = sums.to(out.dtype.element_ty)
     if ACTIVATION is not None:
         value = activated_product(value, ups.to(out.dtype.element_ty), ACTIVATION)
@@ -132,6 +170,86 @@ def _store(out, sums, ups, start, rows, WIDTH: gl.constexpr, ACTIVATION: gl.cons
     row = gl.arange(0, sums.shape[1], gl.SliceLayout(0, layout))
     stored = (column < WIDTH)[:, None] & (row < rows)[None, :]
     gl.store(out + row[None, :] * WIDTH + column[:, None], value, mask=stored)
+
+
+@gluon.constexpr_function
+def _along_columns(wide, warps):
+    """The layout of ``[columns, rows]`` that reads and writes rows in long pieces."""
+    lanes = min(wide // 4, 32)
+    return gl.BlockedLayout([4, 1], [lanes, 32 // lanes], [1, warps], [0, 1])
+
+
+@gluon.jit
+def _fetch(addresses):
+    """Brings their lines to the L2 cache."""
+    gl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [addresses], gl.int32,
+        is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _fetch_residual(
+    join, start, rows, WIDTH: gl.constexpr, WIDE: gl.constexpr, ROWS: gl.constexpr,
+    WARPS: gl.constexpr,
+):  # fmt: skip
+    """A tile of it, and of the norm's weight: since they were used last, many weights have passed
+    through the cache."""
+    lines: gl.constexpr = WIDE // 32  # of 128 bytes in float32
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [lines, 32 // lines], [1, WARPS], [0, 1])
+    column = start + gl.arange(0, lines, gl.SliceLayout(1, layout)) * 32
+    column = gl.minimum(column, WIDTH - 1)
+    row = gl.minimum(gl.arange(0, ROWS, gl.SliceLayout(0, layout)), rows - 1)
+    _fetch(join[1] + column)
+    _fetch(join[0] + row[None, :] * WIDTH + column[:, None])
+
+
+@gluon.jit
+def _store_joined(
+    out, sums, join, tile, rows, WIDTH: gl.constexpr, WIDE: gl.constexpr, ROWS: gl.constexpr,
+    WARPS: gl.constexpr,
+):  # fmt: skip
+    """Adds a tile of the product to the residual; out takes that times the norm's weight."""
+    layout: gl.constexpr = _along_columns(WIDE, WARPS)
+    dtype: gl.constexpr = out.dtype.element_ty
+    column = tile * WIDE + gl.arange(0, WIDE, gl.SliceLayout(1, layout))
+    row = gl.arange(0, ROWS, gl.SliceLayout(0, layout))
+    place = row[None, :] * WIDTH + column[:, None]
+    used = (column < WIDTH)[:, None] & (row < rows)[None, :]
+    # Past L1, which may have seen it before it was written last.
+    residual = gl.load(join[0] + place, mask=used, other=0.0, cache_modifier=".cg")
+    weight = gl.load(join[1] + column, mask=column < WIDTH, other=0.0).to(gl.float32)
+    delta = gl.convert_layout(sums.to(dtype), layout).to(gl.float32)
+    joined = (residual.to(gl.float32) + delta * join[3]).to(dtype)
+    gl.store(join[0] + place, joined, mask=used)
+    values = joined.to(gl.float32)
+    gl.store(out + place, (values * weight[:, None]).to(dtype), mask=used)
+    gl.store(join[2] + tile * ROWS + row, gl.sum(values * values, 0))
+
+
+@gluon.jit
+def _find_factors(
+    factors, divisor, found, TILES: gl.constexpr, SIZE: gl.constexpr, AT_A_TIME: gl.constexpr,
+    PDL: gl.constexpr,
+):  # fmt: skip
+    """The reciprocals of what rows of so many entries have to be divided by, to shared memory. By a
+    warp of its own: they are needed after the last product."""
+    if divisor is not None:
+        ROWS: gl.constexpr = factors.shape[0]
+        lanes: gl.constexpr = min(ROWS // 4, 32)
+        layout: gl.constexpr = gl.BlockedLayout([1, 4], [32 // lanes, lanes], [1, 1], [1, 0])
+        if PDL:
+            gdc_wait()
+        row = gl.arange(0, ROWS, gl.SliceLayout(0, layout))
+        total = gl.zeros([AT_A_TIME, ROWS], gl.float32, layout)
+        for first in range(0, TILES, AT_A_TIME):
+            tile = first + gl.arange(0, AT_A_TIME, gl.SliceLayout(1, layout))
+            place = divisor[0] + tile[:, None] * ROWS + row[None, :]
+            # Past L1, which does not see what other SMs wrote.
+            total += gl.load(place, mask=(tile < TILES)[:, None], other=0.0, cache_modifier=".cg")
+        factors.store(gl.rsqrt(gl.sum(total, 0) / SIZE + divisor[1]))
+        gl.thread_barrier()
+        mbarrier.arrive(found, count=1)
 
 
 @gluon.jit
@@ -147,8 +265,7 @@ def _add_up(
     WARPS: gl.constexpr,
 ):  # fmt: skip
     """What the programs of a tile have kept, in their order: the same sum each time."""
-    lanes: gl.constexpr = min(WIDE // 4, 32)
-    layout: gl.constexpr = gl.BlockedLayout([4, 1], [lanes, 32 // lanes], [1, WARPS], [0, 1])
+    layout: gl.constexpr = _along_columns(WIDE, WARPS)
     place = _places(parts, WIDE, ROWS, layout)
     total = gl.zeros([WIDE, ROWS], gl.float32, layout)
     for other in gl.static_range(SPLITS):
@@ -159,10 +276,10 @@ def _add_up(
 
 @gluon.jit
 def _consume(
-    w_ring, x_ring, ready, empty, begun, out, parts, arrivals, rows, first, last, split,
-    N: gl.constexpr, PER: gl.constexpr, WIDE: gl.constexpr, ROWS: gl.constexpr,
+    w_ring, x_ring, ready, empty, begun, out, parts, arrivals, join, factors, found, rows, first,
+    last, split, N: gl.constexpr, PER: gl.constexpr, WIDE: gl.constexpr, ROWS: gl.constexpr,
     SPLITS: gl.constexpr, SHARE: gl.constexpr, STAGES: gl.constexpr, ACTIVATION: gl.constexpr,
-    PDL: gl.constexpr, WARPS: gl.constexpr,
+    DIVIDES: gl.constexpr, PDL: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, ROWS, 16])
     size: gl.constexpr = PER * WIDE * ROWS
@@ -170,6 +287,8 @@ def _consume(
     if PDL:
         gdc_wait()  # before anything is written that kernels before may use
     for tile in range(first, last):
+        if join is not None:
+            _fetch_residual(join, tile * WIDE, rows, N, WIDE, ROWS, WARPS)
         sums = gl.zeros([WIDE, ROWS], gl.float32, layout)
         ups = sums
         for turn in range((tile - first) * SHARE, (tile - first + 1) * SHARE):
@@ -186,8 +305,13 @@ def _consume(
             gl.thread_barrier()  # all warps have read; one thread says so
             mbarrier.arrive(empty.index(stage), count=1)
 
+        if DIVIDES:
+            mbarrier.wait(found, 0)
         if SPLITS == 1:
-            _store(out, sums, ups, tile * WIDE, rows, N // PER, ACTIVATION)
+            if join is None:
+                _store(out, sums, ups, factors, tile * WIDE, rows, N // PER, DIVIDES, ACTIVATION)
+            else:
+                _store_joined(out, sums, join, tile, rows, N, WIDE, ROWS, WARPS)
         else:
             of_tile = parts + tile * SPLITS * size
             mine = of_tile + split * size
@@ -201,14 +325,21 @@ def _consume(
                 total_ups = total
                 if ACTIVATION is not None:
                     total_ups = _add_up(of_tile + WIDE * ROWS, PER, SPLITS, WIDE, ROWS, WARPS)
-                _store(out, total, total_ups, tile * WIDE, rows, N // PER, ACTIVATION)
+                if join is None:
+                    _store(
+                        out, total, total_ups, factors, tile * WIDE, rows, N // PER, DIVIDES,
+                        ACTIVATION,
+                    )  # fmt: skip
+                else:
+                    _store_joined(out, total, join, tile, rows, N, WIDE, ROWS, WARPS)
 
 
 @gluon.jit(do_not_specialize=["rows"])
 def _stream(
-    x, w, out, parts, arrivals, rows, N: gl.constexpr, TILES: gl.constexpr, GROUPS: gl.constexpr,
-    SPLITS: gl.constexpr, SHARE: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
-    ACTIVATION: gl.constexpr, PDL: gl.constexpr,
+    x, w, out, parts, arrivals, join, divisor, rows, N: gl.constexpr, TILES: gl.constexpr,
+    GROUPS: gl.constexpr, SPLITS: gl.constexpr, SHARE: gl.constexpr, STAGES: gl.constexpr,
+    REGISTERS: gl.constexpr, ACTIVATION: gl.constexpr, NORM_TILES: gl.constexpr,
+    NORM_SIZE: gl.constexpr, AT_A_TIME: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -222,30 +353,39 @@ def _stream(
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     begun = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    factors = gl.allocate_shared_memory(gl.float32, [ROWS], flat)  # with a divisor
+    found = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(begun, count=1)
+    mbarrier.init(found, count=1)
     fence_async_shared()
     gl.thread_barrier()
     group = gl.program_id(0) // SPLITS
     split = gl.program_id(0) % SPLITS
     first = group * TILES // GROUPS
     last = (group + 1) * TILES // GROUPS
+    DIVIDES: gl.constexpr = divisor is not None
     gl.warp_specialize(
         [
             (_consume, (
-                w_ring, x_ring, ready, empty, begun, out, parts, arrivals, rows, first, last, split,
-                N, PER, WIDE, ROWS, SPLITS, SHARE, STAGES, ACTIVATION, PDL, WARPS,
+                w_ring, x_ring, ready, empty, begun, out, parts, arrivals, join, factors, found,
+                rows, first, last, split, N, PER, WIDE, ROWS, SPLITS, SHARE, STAGES, ACTIVATION,
+                DIVIDES, PDL, WARPS,
             )),
             (_produce, (
                 w, x, w_ring, x_ring, ready, empty, begun, first, last, split, N, PER, SHARE,
                 STAGES, PDL,
             )),
+            (_find_factors, (
+                factors, divisor, found, NORM_TILES, NORM_SIZE, AT_A_TIME, PDL,
+            )),
         ],
-        [1],
-        [REGISTERS],
+        [1, 1],
+        [REGISTERS, REGISTERS],
     )  # fmt: skip
 
 
-def _padded(rows: int) -> int:
+def padded_rows(rows: int) -> int:
     """Rows of x as the tensor cores take them."""
     return max(8, triton.next_power_of_2(rows))
 
@@ -263,17 +403,25 @@ def stream_linear(
     out: torch.Tensor | None = None,
     *,
     activation: str | None = None,
+    join: Join | None = None,
+    divisor: Divisor | None = None,
 ) -> torch.Tensor:
     """What ``skinny_linear`` does with a config of this kernel.
 
     For K a multiple of 8 and addresses that are multiples of 16, on a GPU of compute capability
-    9.0. Raises ValueError for a config that does not suit.
+    9.0. With a ``divisor`` x are rows that have yet to be divided by it, before the activation.
+    With a ``join``, which goes with no activation, the product joins a residual, and the result is
+    the residual times the weight: what a second product takes with a divisor, and is then of the
+    residual's RMS norm but for where it is rounded. Raises ValueError for a config that does not
+    suit.
     """
+    assert join is None or (activation is None and x.dtype == torch.bfloat16)
+    assert x.is_contiguous()
     rows, k = x.shape
     n = w.shape[0]
     per_column = 1 if activation is None else 2  # rows of w
     width, wide = n // per_column, config.block_n // per_column
-    padded = _padded(rows)
+    padded = padded_rows(rows)
     k_tiles = triton.cdiv(k, config.block_k)
     ring = config.stages * (config.block_n + padded) * config.block_k * 2
     suits = (
@@ -301,23 +449,52 @@ def stream_linear(
     registers = _REGISTERS[config.warps] if padded <= 16 else _MORE_REGISTERS
     if config.block_n * padded // (32 * config.warps) > 64:
         registers = _MOST_REGISTERS
+    stages = config.stages
+    if join is not None and config.splits == 1:
+        left = _SHARED_BYTES - 2 * config.block_n * padded
+        stages = min(stages, left // (ring // stages))
+    norm_tiles = 0 if divisor is None else divisor.squares.shape[0]
     _stream[(groups * config.splits,)](
         _descriptor(x, padded, config.block_k),
         _descriptor(w, wide, config.block_k),
         out,
         parts,
         arrivals,
+        join,
+        divisor,
         rows,
         N=n,
         TILES=tiles,
         GROUPS=groups,
         SPLITS=config.splits,
         SHARE=triton.cdiv(k_tiles, config.splits),
-        STAGES=config.stages,
+        STAGES=stages,
         REGISTERS=_PRODUCER_REGISTERS,
         ACTIVATION=activation,
+        NORM_TILES=norm_tiles,
+        NORM_SIZE=k if norm_tiles else 0,
+        AT_A_TIME=_SQUARES // padded,
         num_warps=config.warps,
         maxnreg=registers,
         **launch_options(),
     )
     return out
+
+
+def joined_linear(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    arrivals: torch.Tensor,
+    config: SkinnyConfig,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    scale: float,
+    eps: float,
+) -> tuple[torch.Tensor, Divisor]:
+    """Adds ``scale * x @ w.T`` to hidden in place. Returns the RMS norm of that with what it has
+    yet to be divided by, as ``stream_linear`` takes it. For hidden and weight see Join."""
+    tiles = triton.cdiv(w.shape[0], config.block_n)
+    squares = x.new_empty(tiles, padded_rows(x.shape[0]), dtype=torch.float32)
+    join = Join(hidden, weight, squares, scale)
+    return stream_linear(x, w, arrivals, config, join=join), Divisor(squares, eps)

@@ -4,16 +4,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slipstream.layers.norm import Norm
 from slipstream.layers.rows import RowKernels
 
 if TYPE_CHECKING:  # its compiler comes with torch for GPUs alone
     from slipstream.kernels.skinny_linear import SkinnyConfig
+    from slipstream.kernels.stream_linear import Divisor
+
+
+@dataclass(slots=True)
+class Undivided:
+    """Rows ``[rows, size]`` times the weight of an RMS norm, which have yet to be divided by their
+    root mean square: the product that takes them does that to its sums."""
+
+    values: torch.Tensor
+    divisor: Divisor
+
+
+@dataclass(slots=True)
+class Residual:
+    """What a product may join: ``hidden += scale * product``, in place. ``norm``, an RMS norm with
+    a weight, comes next, and then a Linear that ``streams`` as many rows."""
+
+    hidden: torch.Tensor
+    scale: float
+    norm: Norm
 
 
 class FewRows:
@@ -52,8 +74,10 @@ class Linear(PlainLinear):
 
     few_rows: FewRows | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Undivided) -> torch.Tensor:
         """x: ``[rows, in]``. Returns ``[rows, out]``."""
+        if isinstance(x, Undivided):
+            return self._divided_product(x)
         product = self._few_rows_product(x)
         return super().forward(x) if product is None else product
 
@@ -64,6 +88,43 @@ class Linear(PlainLinear):
             self.rows.linear(x, self.weight, out=out)
         elif self._few_rows_product(x, out) is None:
             torch.mm(x, self.weight.t(), out=out)
+
+    def streams(self, rows: int) -> bool:
+        """Whether so many rows may be Undivided, or their product ``joined`` to a residual."""
+        config = None if self.few_rows is None else self.few_rows.config(rows)
+        return (
+            config is not None
+            and config.kernel == "stream"
+            and self.weight.dtype == torch.bfloat16  # float16 may not hold the values
+            and self.rows is None
+        )
+
+    def joined(self, x: torch.Tensor, residual: Residual) -> torch.Tensor | Undivided:
+        """Joins the product to the residual and returns what the norm makes of it, where this layer
+        ``streams``; elsewhere ``forward``, which has yet to join it. x: ``[rows, in]``."""
+        few, rows = self.few_rows, x.shape[0]
+        if few is None or (config := few.config(rows)) is None or not self.streams(rows):
+            return self.forward(x)
+        from slipstream.kernels.stream_linear import joined_linear
+
+        norm = residual.norm
+        assert norm.weight is not None
+        values, divisor = joined_linear(
+            x, self.weight, few.arrivals, config, residual.hidden, norm.weight,
+            scale=residual.scale, eps=norm.eps,
+        )  # fmt: skip
+        return Undivided(values, divisor)
+
+    def _divided_product(self, x: Undivided, activation: str | None = None) -> torch.Tensor:
+        from slipstream.kernels.stream_linear import stream_linear
+
+        few, values = self.few_rows, x.values
+        assert few is not None
+        config = few.config(values.shape[0])
+        assert config is not None
+        return stream_linear(
+            values, self.weight, few.arrivals, config, activation=activation, divisor=x.divisor
+        )
 
     def _few_rows_product(
         self, x: torch.Tensor, out: torch.Tensor | None = None, activation: str | None = None
@@ -86,8 +147,10 @@ class GatedLinear(Linear):
         super().__init__(in_features, 2 * inner, bias=bias, dtype=dtype)
         self.activation = activation
 
-    def gated_by_kernels(self, x: torch.Tensor) -> torch.Tensor:
+    def gated_by_kernels(self, x: torch.Tensor | Undivided) -> torch.Tensor:
         """``act(gate) * up`` where ``has_kernels``. x: ``[rows, in]``, result ``[rows, inner]``."""
+        if isinstance(x, Undivided):
+            return self._divided_product(x, self.activation)
         product = self._few_rows_product(x, activation=self.activation)
         if product is not None:
             return product

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.layers.device import has_kernels
-from slipstream.layers.linear import GatedLinear, Linear
+from slipstream.layers.linear import GatedLinear, Linear, Residual, Undivided
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
@@ -52,16 +52,23 @@ class GatedMlp(nn.Module):
         self.gate_up = GatedLinear(hidden_size, inner, spec.activation, bias=spec.bias, dtype=dtype)
         self.down = Linear(inner, hidden_size, bias=spec.bias, dtype=dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: ``[tokens, hidden_size]``, as is the result."""
+    def forward(
+        self, x: torch.Tensor | Undivided, residual: Residual | None = None
+    ) -> torch.Tensor | Undivided:
+        """x: ``[tokens, hidden_size]``, as is the result, which may have joined the residual: see
+        ``Linear.joined``."""
         rows = self.gate_up.rows
-        if rows is not None:
+        if isinstance(x, Undivided):
+            inner = self.gate_up.gated_by_kernels(x)
+        elif rows is not None:
             inner = rows.gated(self.gate_up(x), self.gate_up.activation)
         elif has_kernels(x.device):
             inner = self.gate_up.gated_by_kernels(x)
         else:
             gate, up = self.gate_up(x).chunk(2, dim=-1)
             inner = self._activation(gate).mul_(up)
+        if residual is not None:
+            return self.down.joined(inner, residual)
         out: torch.Tensor = self.down(inner)
         return out
 

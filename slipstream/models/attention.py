@@ -11,7 +11,7 @@ from torch import nn
 
 from slipstream.attention.interface import AttentionPlan
 from slipstream.attention.preparation import Preparation, QkNorms
-from slipstream.layers.linear import Linear
+from slipstream.layers.linear import Linear, Residual, Undivided
 from slipstream.layers.norm import Norm
 from slipstream.layers.rotary import RopeStyle, RopeTables
 from slipstream.models.spec import ArchSpec, QkNormSpec
@@ -57,13 +57,20 @@ class GroupedQueryAttention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype)) if attention.sinks else None
 
     def forward(
-        self, hidden: torch.Tensor, inputs: LayerInputs, kept: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self,
+        hidden: torch.Tensor | Undivided,
+        inputs: LayerInputs,
+        kept: torch.Tensor | None = None,
+        residual: Residual | None = None,
+    ) -> torch.Tensor | Undivided:
         """hidden: ``[tokens, hidden_size]``, normalised. Returns the same shape, or the rows
-        ``kept`` of it."""
+        ``kept`` of it, which may have joined the residual: see ``Linear.joined``."""
         qkv = self.qkv(hidden).view(-1, *self._shape)
         attended = inputs.plan.run(self._index, qkv, self.sinks, self._preparation(inputs))
-        out: torch.Tensor = self.output(select_rows(attended, kept))
+        attended = select_rows(attended, kept)
+        if residual is not None:
+            return self.output.joined(attended, residual)
+        out: torch.Tensor = self.output(attended)
         return out
 
     def _preparation(self, inputs: LayerInputs) -> Preparation:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slipstream.attention.interface import AttentionPlan
-from slipstream.layers.linear import Linear
+from slipstream.layers.linear import Linear, Residual, Undivided
 from slipstream.layers.mlp import GatedMlp, MlpSpec, PlainMlp
 from slipstream.layers.moe import ExpertLoad, MoeBlock, MoeSpec
 from slipstream.layers.norm import Norm, add_scaled_
@@ -34,6 +34,13 @@ def make_feed_forward(spec: MlpSpec | MoeSpec, hidden_size: int, dtype: torch.dt
     return (GatedMlp if spec.gated else PlainMlp)(hidden_size, spec, dtype)
 
 
+def _first_product(block: nn.Module) -> Linear | None:
+    """The one that reads a block's input, of blocks that take Undivided rows and a Residual."""
+    if isinstance(block, GroupedQueryAttention):
+        return block.qkv
+    return block.gate_up if isinstance(block, GatedMlp) else None
+
+
 def _embedding(rows: int, size: int, dtype: torch.dtype) -> nn.Embedding:
     # The constructor would fill it with random numbers, which on the meta device makes torch import
     # its compiler: seconds and 80 MB for nothing.
@@ -56,6 +63,10 @@ class DecoderLayer(nn.Module):
         self._parallel = block.parallel != "no"
         self._scale = block.residual_scale
         self._shared_norm = block.parallel == "one_norm"
+        # Whether the products that end the blocks may join the residual themselves.
+        plain_norm = spec.norm.kind == "rms" and spec.norm.weight and not spec.norm.bias
+        one_after_the_other = block.pre_norm and not block.post_norm and not self._parallel
+        self._joins = one_after_the_other and plain_norm
         self.attention_norm = norm(block.pre_norm)
         self.attention = make_attention(spec, index, dtype)
         self.attention_post_norm = norm(block.post_norm)
@@ -66,26 +77,48 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        branch: torch.Tensor | None,
+        branch: torch.Tensor | Undivided | None,
         inputs: LayerInputs,
         kept: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        following: DecoderLayer | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | Undivided]:
         """hidden: the residual ``[tokens, hidden_size]``, updated in place; branch: what has yet to
         join it, None at first. Returns the residual and this layer's own last branch, of the rows
         ``kept`` alone unless that is None: joining them is left to the norm that comes next, which
-        reads the residual anyway."""
+        reads the residual anyway. A branch that is Undivided has joined it, and is what the norm of
+        the ``following`` layer makes of it."""
         normed = self._join(self.attention_norm, hidden, branch)
-        attended: torch.Tensor = self.attention_post_norm(self.attention(normed, inputs, kept))
-        hidden = select_rows(hidden, kept)
+        hidden = select_rows(hidden, kept)  # before a branch of as many rows joins it
+        residual = self._residual(self.attention, hidden, self.mlp_norm, self.mlp)
+        attended = self.attention_post_norm(self.attention(normed, inputs, kept, *residual))
         if self._parallel:
+            assert isinstance(normed, torch.Tensor)
             given = select_rows(normed, kept) if self._shared_norm else self.mlp_norm(hidden)
             return hidden, attended.add_(self.mlp(given))
-        fed: torch.Tensor = self.mlp(self._join(self.mlp_norm, hidden, attended))
-        return hidden, self.mlp_post_norm(fed)
+        normed = self._join(self.mlp_norm, hidden, attended)
+        if following is None:
+            return hidden, self.mlp_post_norm(self.mlp(normed))
+        residual = self._residual(self.mlp, hidden, following.attention_norm, following.attention)
+        return hidden, self.mlp_post_norm(self.mlp(normed, *residual))
+
+    def _residual(
+        self, block: nn.Module, hidden: torch.Tensor, norm: nn.Module, reader: nn.Module
+    ) -> tuple[Residual, ...]:
+        """What ``block`` gets to join its result to, if it can, and if ``reader``, the block that
+        comes after it and ``norm``, takes what that then returns."""
+        if not self._joins or _first_product(block) is None:
+            return ()
+        product = _first_product(reader)
+        if product is None or not product.streams(hidden.shape[0]):
+            return ()
+        assert isinstance(norm, Norm)
+        return (Residual(hidden, self._scale, norm),)
 
     def _join(
-        self, norm: nn.Module, hidden: torch.Tensor, branch: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, norm: nn.Module, hidden: torch.Tensor, branch: torch.Tensor | Undivided | None
+    ) -> torch.Tensor | Undivided:
+        if isinstance(branch, Undivided):
+            return branch
         if isinstance(norm, Norm):
             return norm.after_adding(hidden, branch, self._scale)
         if branch is not None:
@@ -152,15 +185,14 @@ class Decoder(nn.Module):
         if self.spec.learned_positions:
             hidden += self.position_embedding(positions)
         inputs = self.positions.inputs(positions, attention)
-        branch: torch.Tensor | None = None
-        last = len(self.layers) - 1
-        for number, (layer, index) in enumerate(
-            zip(self.layers, self.positions.by_layer, strict=True)
-        ):
+        branch: torch.Tensor | Undivided | None = None
+        layers = list(self.layers)
+        followed = zip(layers, self.positions.by_layer, [*layers[1:], None], strict=True)
+        for layer, index, following in followed:
             # Of the others, a last layer has to leave no more than keys and values.
-            rows = kept if number == last else None
-            hidden, branch = layer(hidden, branch, inputs[index], rows)
-        assert branch is not None
+            rows = kept if following is None else None
+            hidden, branch = layer(hidden, branch, inputs[index], rows, following)
+        assert isinstance(branch, torch.Tensor)
         apart = self.rows is not None
         add_scaled_(hidden, branch, self.spec.block.residual_scale, apart=apart)
         return hidden

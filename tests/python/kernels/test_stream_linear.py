@@ -15,7 +15,13 @@ pytest.importorskip("triton.experimental.gluon")
 
 from slipstream.kernels import stream_linear as module
 from slipstream.kernels.skinny_linear import SkinnyConfig, candidates, skinny_linear, streams
-from slipstream.kernels.stream_linear import stream_linear, streamed_candidates
+from slipstream.kernels.stream_linear import (
+    Divisor,
+    joined_linear,
+    padded_rows,
+    stream_linear,
+    streamed_candidates,
+)
 
 GPU = torch.device("cuda", 0)
 hopper = pytest.mark.skipif(
@@ -186,3 +192,138 @@ def test_streamed_products(
         assert torch.equal(outs[1:, :rows], outs[:1, :rows].expand(9, -1, -1)), config
         assert outs[:, rows].isnan().all(), "written past the last row"
         assert not arrivals.any(), config
+
+
+def cut_in_ways(rows: int, n: int, k: int, activation: str | None = None) -> list[SkinnyConfig]:
+    """Candidates here and of a smaller GPU: split, unsplit, and several tiles a program."""
+    here = torch.cuda.get_device_properties(GPU).multi_processor_count
+    found = [streamed_candidates(rows, n, k, activation, count) for count in (here, 16)]
+    assert found[0] or found[1]
+    return list(dict.fromkeys(sum(found, [])))
+
+
+@pytest.mark.gpu
+@hopper
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("n", "k"),
+    [
+        (1000, 1096),  # of nothing a multiple, unsplit and split
+        (4096, 4096),  # split
+        (8192, 1024),  # unsplit
+        (40000, 520),  # several tiles a program
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 3, 8, 16, 20, 33, 64])
+def test_products_that_join_a_residual(
+    weight_dtype: torch.dtype, n: int, k: int, rows: int
+) -> None:
+    generator = torch.Generator(GPU).manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=GPU)
+
+    x, w = random(rows, k).bfloat16(), random(n, k).mul_(k**-0.5).bfloat16()
+    before, weight = random(rows + 1, n).mul_(3).bfloat16(), random(n).to(weight_dtype)
+    arrivals = torch.zeros(n, dtype=torch.int32, device=GPU)
+    sums = (x.double() @ w.double().T).bfloat16()
+    exact = before[:rows].double() + sums.double() * 0.5
+    for config in cut_in_ways(rows, n, k):
+        results = []
+        for hidden in before.repeat(10, 1, 1):  # each begins while the one before ends
+            values, divisor = joined_linear(
+                x, w, arrivals, config, hidden[:rows], weight, scale=0.5, eps=1e-5
+            )
+            results.append((hidden, values, divisor.squares))
+        hidden, values, squares = results[0]
+        assert (hidden[:rows].double() - exact).norm() < 0.004 * exact.norm(), config
+        assert torch.equal(hidden[rows], before[rows]), "written past the last row"
+        now = hidden[:rows].float()
+        assert torch.equal(values, (now * weight.float()).bfloat16()), config
+        assert squares.shape == (-(-n // config.block_n), padded_rows(rows))
+        for tile, columns in enumerate(now.split(config.block_n, 1)):
+            of_tile = columns.square().sum(1)
+            torch.testing.assert_close(squares[tile, :rows], of_tile, rtol=1e-5, atol=0)
+        for again in results[1:]:
+            assert all(map(torch.equal, again, results[0])), config
+        assert not arrivals.any(), config
+
+
+@pytest.mark.gpu
+@hopper
+@pytest.mark.parametrize(
+    ("n", "k", "activation"),
+    [
+        (1000, 1096, None),
+        (4096, 8192, None),  # split
+        (40000, 520, None),  # several tiles a program
+        (2000, 1096, "relu2"),
+        (28672, 4096, "silu"),
+    ],
+)
+@pytest.mark.parametrize("wide", [64, 128])
+@pytest.mark.parametrize("rows", [1, 3, 8, 16, 20, 33, 64])
+def test_products_of_rows_to_be_divided(
+    n: int, k: int, activation: str | None, wide: int, rows: int
+) -> None:
+    generator = torch.Generator(GPU).manual_seed(0)
+    hidden = torch.randn(rows, k, generator=generator, device=GPU).mul_(3)
+    hidden *= torch.logspace(-1, 1, rows, device=GPU)[:, None]  # rows that differ in size
+    w = torch.randn(n, k, generator=generator, device=GPU).mul_(k**-0.5).bfloat16()
+    squares = torch.zeros(-(-k // wide), padded_rows(rows), device=GPU)
+    for tile, columns in enumerate(hidden.split(wide, 1)):
+        squares[tile, :rows] = columns.square().sum(1)
+    x, divisor = hidden.bfloat16(), Divisor(squares, 0.01)
+    product = x.double() @ w.double().T
+    product *= (hidden.double().square().mean(1, keepdim=True) + 0.01).rsqrt()
+    if activation is not None:
+        gate, up = product.chunk(2, 1)
+        product = (F.silu(gate) if activation == "silu" else F.relu(gate).square()) * up
+    arrivals = torch.zeros(n, dtype=torch.int32, device=GPU)
+    for config in cut_in_ways(rows, n, k, activation):
+        outs = torch.full((10, rows + 1, product.shape[1]), torch.nan, device=GPU).bfloat16()
+        for out in outs:
+            stream_linear(
+                x, w, arrivals, config, out[:rows], activation=activation, divisor=divisor
+            )
+        error = (outs[0, :rows].double() - product).norm(dim=1) / product.norm(dim=1)
+        assert error.max() < 4 * torch.finfo(torch.bfloat16).eps, config
+        assert torch.equal(outs[1:, :rows], outs[:1, :rows].expand(9, -1, -1)), config
+        assert outs[:, rows].isnan().all(), "written past the last row"
+        assert not arrivals.any(), config
+
+
+@pytest.mark.gpu
+@hopper
+@pytest.mark.parametrize("rows", [2, 16, 64])
+def test_a_norm_between_two_products(rows: int) -> None:
+    """Again and again in a row, as in a model, each beginning while the one before ends."""
+    generator = torch.Generator(GPU).manual_seed(0)
+    size, inner = 4096, 8192
+    down = torch.randn(size, inner // 2, generator=generator, device=GPU).mul_(0.01).bfloat16()
+    up = torch.randn(inner, size, generator=generator, device=GPU).mul_(0.02).bfloat16()
+    weight = torch.rand(size, generator=generator, device=GPU).bfloat16()
+    first = torch.randn(rows, inner // 2, generator=generator, device=GPU).bfloat16()
+    arrivals = torch.zeros(inner, dtype=torch.int32, device=GPU)
+
+    hidden = torch.zeros(rows, size, dtype=torch.bfloat16, device=GPU)
+    expected, given = hidden.clone(), first
+    for _ in range(20):
+        delta = F.linear(given, down)
+        expected = expected + delta
+        normed = F.rms_norm(expected.float(), (size,), weight.float(), 1e-5).bfloat16()
+        gate, ups = F.linear(normed, up).chunk(2, 1)
+        given = F.silu(gate) * ups
+
+    downs, gates = cut_in_ways(rows, size, inner // 2), cut_in_ways(rows, inner, size, "silu")
+    for turn in range(max(len(downs), len(gates))):
+        of_down, of_up = downs[turn % len(downs)], gates[turn % len(gates)]
+        hidden.zero_()
+        given = first
+        for _ in range(20):
+            values, divisor = joined_linear(
+                given, down, arrivals, of_down, hidden, weight, scale=1.0, eps=1e-5
+            )
+            given = stream_linear(values, up, arrivals, of_up, activation="silu", divisor=divisor)
+        assert (hidden - expected).float().norm() < 0.05 * expected.float().norm()
+        assert not arrivals.any()

@@ -155,14 +155,14 @@ KEY = "512x2048 32 torch.bfloat16"
     [
         "{",
         "[]",
-        json.dumps({f"{SECTION} 3": ["no section"]}),
-        json.dumps({f"{SECTION} 3": {KEY: "64"}}),
-        json.dumps({f"{SECTION} 3": {KEY: {"block_n": 64}}}),
-        json.dumps({f"{SECTION} 3": {KEY: [64, 128, 2, 4, 4, True]}}),
-        json.dumps({f"{SECTION} 3": {KEY: [64, 128, 2, 4, 4]}}),
-        json.dumps({f"{SECTION} 3": {KEY: [64, 128, 2, 4, 4, "other"]}}),
-        json.dumps({f"{SECTION} 3": {KEY: [512, 128, 2, 4, 4, "tiles"]}}),
-        json.dumps({f"{SECTION} 2": {KEY: [64, 128, 1, 4, 4, True]}}),
+        json.dumps({f"{SECTION} 4": ["no section"]}),
+        json.dumps({f"{SECTION} 4": {KEY: "64"}}),
+        json.dumps({f"{SECTION} 4": {KEY: {"block_n": 64}}}),
+        json.dumps({f"{SECTION} 4": {KEY: [64, 128, 2, 4, 4, True]}}),
+        json.dumps({f"{SECTION} 4": {KEY: [64, 128, 2, 4, 4]}}),
+        json.dumps({f"{SECTION} 4": {KEY: [64, 128, 2, 4, 4, "other"]}}),
+        json.dumps({f"{SECTION} 4": {KEY: [512, 128, 2, 4, 4, "tiles"]}}),
+        json.dumps({f"{SECTION} 3": {KEY: [64, 128, 1, 4, 4, True]}}),
     ],
 )
 def test_a_file_of_no_use_is_as_none(measured: Measured, tmp_path: Path, content: str) -> None:
