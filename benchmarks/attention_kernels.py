@@ -5,12 +5,14 @@
 python3 benchmarks/attention_kernels.py [--heads 32] [--kv-heads 8] [--head-dim 128]
     [--tokens-per-block 16] [--decode 1x1k 64x4k] [--prefill 8x1024] [--programs 64 396]
     [--sliding 4096] [--soft-cap 50] [--kv-cache-dtype fp8] [--backends triton flashinfer]
+    [--kernels stream tiles]
 
 Every launch is compared with float32 arithmetic first. Times are of replays of CUDA graphs whose
 launches take turns on caches that together exceed the GPU's second-level cache, the best of several
 replays. TB/s counts the keys and values that the mask shows; TFLOP/s half a square of scores. FP8
 caches have scales other than 1. FlashInfer needs blocks of 16, 32, 64 or 128 tokens; what its plan
-costs the host is printed beside its prefill.
+costs the host is printed beside its prefill. --kernels: of our decodes, ``stream``, which is chosen
+where the GPU has it, and ``tiles``, whose --programs may be given.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from slipstream.kernels.paged_decode import (
     decode_programs,
     decode_tile,
     decode_workspace,
+    streams_decode,
 )
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
 from slipstream.kernels.timing import fastest_replay
@@ -165,32 +168,42 @@ class Decodes:
         rate = seen * shape.kv_heads * shape.head_dim * 2 * shape.value_bytes / time / 1e6
         print(f"decode {self.name:8} {how:13} {time:9.1f} us {rate:6.2f} TB/s{mark}", flush=True)
 
-    def triton(self, programs: list[int]) -> None:
+    def triton(self, kernels: list[str], programs: list[int]) -> None:
+        sms = torch.cuda.get_device_properties(0).multi_processor_count
+        streams = streams_decode(self.shape.heads, self.caches.pools[0])
+        if "stream" in kernels and streams:
+            self._triton(decode_programs(sms, True), sms, True, "stream", " chosen")
+        if "tiles" in kernels or not streams:
+            usual = decode_programs(sms, False)
+            for count in dict.fromkeys([*programs, usual]):
+                mark = " chosen" if count == usual and not streams else ""
+                self._triton(count, sms, False, f"programs {count}", mark)
+
+    def _triton(self, count: int, sms: int, streamed: bool, how: str, mark: str) -> None:
         """The schedule is made once a step, and not timed."""
         shape, rows = self.shape, self.rows
-        sms = torch.cuda.get_device_properties(0).multi_processor_count
-        chosen = decode_programs(sms)
-        for count in dict.fromkeys([*programs, chosen]):
-            schedule = decode_schedule(self.n, shape.kv_heads, count, sms, self.q.device)
-            workspace = decode_workspace(schedule, shape.heads, shape.head_dim)
-            schedule_decodes(
-                rows,
-                rows,
-                self.positions,
-                schedule,
-                tile=decode_tile(shape.head_dim),
-                mask_kind=shape.options["mask_kind"],
-                mask_size=shape.options["mask_size"],
-            )
-            torch.cuda.synchronize()
+        schedule = decode_schedule(
+            self.n, shape.kv_heads, count, sms, self.q.device, streamed=streamed
+        )
+        workspace = decode_workspace(schedule, shape.heads, shape.head_dim)
+        schedule_decodes(
+            rows,
+            rows,
+            self.positions,
+            schedule,
+            tile=decode_tile(shape.head_dim, streamed),
+            mask_kind=shape.options["mask_kind"],
+            mask_size=shape.options["mask_size"],
+        )
+        torch.cuda.synchronize()
 
-            def launch(pool: torch.Tensor, workspace=workspace, schedule=schedule) -> None:
-                decode_attention(
-                    self.q, pool, self.caches.tables, self.out, workspace, schedule, n=self.n,
-                    **shape.options,
-                )  # fmt: skip
+        def launch(pool: torch.Tensor) -> None:
+            decode_attention(
+                self.q, pool, self.caches.tables, self.out, workspace, schedule, n=self.n,
+                **shape.options,
+            )  # fmt: skip
 
-            self.measure(launch, f"programs {count}", " chosen" if count == chosen else "")
+        self.measure(launch, how, mark)
 
     def flashinfer(self) -> None:
         """The queries it reads have to be contiguous; tables are gathered once a step."""
@@ -299,6 +312,9 @@ def main() -> None:
     parser.add_argument(
         "--backends", nargs="+", choices=["triton", "flashinfer"], default=["triton"]
     )
+    parser.add_argument(
+        "--kernels", nargs="+", choices=["stream", "tiles"], default=["stream", "tiles"]
+    )
     options = parser.parse_args()
     if "flashinfer" in options.backends:
         if options.soft_cap is not None or options.kv_cache_dtype == "fp8":
@@ -318,7 +334,7 @@ def main() -> None:
     for name in options.decode:
         decodes = Decodes(shape, name)
         if "triton" in options.backends:
-            decodes.triton(options.programs)
+            decodes.triton(options.kernels, options.programs)
         if "flashinfer" in options.backends:
             decodes.flashinfer()
         del decodes

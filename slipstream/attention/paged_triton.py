@@ -25,10 +25,13 @@ from slipstream.kernels.decode_schedule import (
 )
 from slipstream.kernels.flashinfer_calls import Chunks
 from slipstream.kernels.paged_decode import (
+    DecodeWorkspace,
     decode_attention,
     decode_programs,
     decode_tile,
     decode_workspace,
+    most_streamed,
+    streams_decode,
 )
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
 from slipstream.kernels.qkv import prepare_qkv
@@ -51,6 +54,18 @@ class DeviceBatch:
     tile_rows: torch.Tensor  # int32 [tiles] first row of each
     tile_sizes: torch.Tensor
     tile_slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeKernel:
+    """What one of the kernels for single tokens reads besides a batch. Steps run one after the
+    other: it serves all of them. most: sequences that it has room for. tile: see ``decode_tile``.
+    """
+
+    most: int
+    tile: int
+    schedules: dict[Mask, DecodeSchedule]
+    workspace: DecodeWorkspace
 
 
 class PagedTriton:
@@ -80,18 +95,33 @@ class PagedTriton:
         assert (shape.dtype == FP8) == (scales is not None)
         self.tile_tokens = tile_tokens(num_heads, shape.num_kv_heads)
         self.places = pools_by_layer(caches, layers)
-        device = caches[0].pool.device
-        num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-        # Steps run one after the other: these serve all.
-        self.schedules: dict[Mask, DecodeSchedule] = {
+        pool = self.places[0][1]
+        num_sms = torch.cuda.get_device_properties(pool.device).multi_processor_count
+        few = most_streamed(self.num_kv_heads, num_sms) if streams_decode(num_heads, pool) else 0
+        most = {True: min(few, max_decodes), False: max_decodes if few < max_decodes else 0}
+        self._decode_kernels = [
+            self._decode_kernel(most[streamed], num_sms, pool.device, streamed=streamed)
+            for streamed in (True, False)
+            if most[streamed]
+        ]
+
+    def _decode_kernel(
+        self, most: int, num_sms: int, device: torch.device, *, streamed: bool
+    ) -> DecodeKernel:
+        programs = decode_programs(num_sms, streamed)
+        schedules = {
             score.mask: decode_schedule(
-                max_decodes, self.num_kv_heads, decode_programs(num_sms), num_sms, device
+                most, self.num_kv_heads, programs, num_sms, device, streamed=streamed
             )
-            for score in scores
+            for score in self.scores
         }
-        self.workspace = decode_workspace(
-            next(iter(self.schedules.values())), num_heads, self.head_dim
-        )
+        workspace = decode_workspace(next(iter(schedules.values())), self.num_heads, self.head_dim)
+        return DecodeKernel(most, decode_tile(self.head_dim, streamed), schedules, workspace)
+
+    def decode_kernel(self, batch: DeviceBatch) -> DecodeKernel:
+        """The one for the single tokens of a batch."""
+        count = batch.decode_rows.shape[0]
+        return next(kernel for kernel in self._decode_kernels if count <= kernel.most)
 
     def stage_chunks(self, sequences: Chunks, max_tokens: int, turn: int) -> None:
         """What the host has to enqueue before a step with chunks: nothing.
@@ -109,13 +139,14 @@ class PagedTriton:
         """Enqueues the schedules of the batch's single tokens, for every mask."""
         if not batch.decode_rows.shape[0]:
             return
-        for mask, schedule in self.schedules.items():
+        kernel = self.decode_kernel(batch)
+        for mask, schedule in kernel.schedules.items():
             schedule_decodes(
                 batch.decode_rows,
                 batch.decode_slots,
                 batch.positions,
                 schedule,
-                tile=decode_tile(self.head_dim),
+                tile=kernel.tile,
                 mask_kind=mask.kind,
                 mask_size=mask.size,
             )
@@ -152,13 +183,14 @@ class PagedTritonPlan:
         self, layer: int, queries: torch.Tensor, out: torch.Tensor, sinks: torch.Tensor | None
     ) -> None:
         group, pool = self._backend.places[layer]
+        kernel = self._backend.decode_kernel(self._batch)
         decode_attention(
             queries,
             pool,
             self._batch.block_tables[group],
             out,
-            self._backend.workspace,
-            self._backend.schedules[self._backend.scores[layer].mask],
+            kernel.workspace,
+            kernel.schedules[self._backend.scores[layer].mask],
             n=self._batch.decode_rows.shape[0],
             sinks=sinks,
             **self._options(layer),

@@ -3,8 +3,8 @@
 """Which keys and values each program of an attention kernel reads.
 
 A program reads a KV head of a sequence, or a part of it where the sequence is long beside what the
-batch has for each of the programs that run at a time. It is computed on the device, once a step,
-from the lengths that are there; padding gets no program.
+batch has for each of the programs that run at a time; or it reads several, see ``stream_schedule``.
+It is computed on the device, once a step, from the lengths that are there; padding gets no program.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 from slipstream.kernels.overlap import await_inputs, launch_options
-from slipstream.kernels.paged_common import MaskKind, first_visible
+from slipstream.kernels.paged_common import MaskKind, first_visible, picked
+from slipstream.kernels.stream_schedule import schedule_shares
 
 _LEAST_ROWS = 64  # compiled for; fewer are padded
 _CHUNK = 32  # items that one program of the kernel provides for
@@ -33,30 +34,45 @@ class DecodeSchedule:
     (its position and one), the KV head, the first tile to read and the one to stop at, the item
     that reads the first part of the same, and how many parts there are. No parts: nothing to do.
     ``running``: programs that run at a time; ``num_sms``: of the GPU.
+    programs: for ``stream_decode`` alone, int32 ``[running, 2]``, the first item of each program
+    and the one to stop at; those between all have something to do.
     """
 
     items: torch.Tensor
     kv_heads: int
     running: int
     num_sms: int
+    programs: torch.Tensor | None = None
+
+    @property
+    def streamed(self) -> bool:
+        return self.programs is not None
 
     def most_items(self, n: int) -> int:
         """Of ``n`` sequences."""
-        return _most_items(n, self.kv_heads, self.running)
+        return _most_items(n, self.kv_heads, self.running, self.streamed)
 
 
 def decode_schedule(
-    n: int, kv_heads: int, running: int, num_sms: int, device: torch.device
+    n: int,
+    kv_heads: int,
+    running: int,
+    num_sms: int,
+    device: torch.device,
+    *,
+    streamed: bool = False,
 ) -> DecodeSchedule:
-    """For batches of up to ``n`` sequences."""
-    most = _most_items(n, kv_heads, running)
+    """For batches of up to ``n`` sequences. streamed: for ``stream_decode``."""
+    most = _most_items(n, kv_heads, running, streamed)
     items = torch.zeros((most, FIELDS), dtype=torch.int32, device=device)
-    return DecodeSchedule(items, kv_heads, running, num_sms)
+    programs = torch.zeros((running, 2), dtype=torch.int32, device=device) if streamed else None
+    return DecodeSchedule(items, kv_heads, running, num_sms, programs)
 
 
-def _most_items(n: int, kv_heads: int, running: int) -> int:
+def _most_items(n: int, kv_heads: int, running: int, streamed: bool) -> int:
     """Each is cut once a share of all tiles, and of such there are so many in them."""
-    return n * kv_heads + (running if n * kv_heads <= running else _MOST_WAVES * running)
+    once = streamed or n * kv_heads <= running
+    return n * kv_heads + (running if once else _MOST_WAVES * running)
 
 
 def schedule_decodes(
@@ -75,6 +91,19 @@ def schedule_decodes(
     ``[n]``, its row of block tables. positions: int32 ``[tokens]``, of the batch. tile: positions
     that a program reads at a time.
     """
+    if schedule.programs is not None:
+        schedule_shares(
+            rows,
+            slots,
+            positions,
+            schedule.items,
+            schedule.programs,
+            kv_heads=schedule.kv_heads,
+            tile=tile,
+            mask_kind=mask_kind,
+            mask_size=mask_size,
+        )
+        return
     n = rows.shape[0]
     most = schedule.most_items(n)
     assert most <= schedule.items.shape[0], "the schedule is too small"
@@ -98,12 +127,6 @@ def schedule_decodes(
         num_warps=8,
         **launch_options(),
     )
-
-
-@triton.jit
-def _of(here, values):
-    """Of each row of ``here`` the value where it is true."""
-    return tl.sum(tl.where(here, values[None, :], 0), 1)
 
 
 @triton.jit
@@ -163,18 +186,18 @@ def _schedule(
 
     item = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     here = tl.sum((until[None, :] <= item[:, None]).to(tl.int32), 1)[:, None] == index[None, :]
-    its_parts = _of(here, parts)
-    its_tiles = _of(here, tiles)
-    its_first = _of(here, first)
-    before = _of(here, until - parts * kv_heads)
+    its_parts = picked(here, parts)
+    its_tiles = picked(here, tiles)
+    its_first = picked(here, first)
+    before = picked(here, until - parts * kv_heads)
     rest = item - before
     kv_head = rest // tl.maximum(its_parts, 1)
     part = rest - kv_head * its_parts
     record = items + item * FIELDS
     used = item < most
-    tl.store(record, _of(here, row), used)
-    tl.store(record + 1, _of(here, slot), used)
-    tl.store(record + 2, _of(here, end), used)
+    tl.store(record, picked(here, row), used)
+    tl.store(record + 1, picked(here, slot), used)
+    tl.store(record + 2, picked(here, end), used)
     tl.store(record + 3, kv_head, used)
     tl.store(record + 4, its_first + part * its_tiles // tl.maximum(its_parts, 1), used)
     tl.store(record + 5, its_first + (part + 1) * its_tiles // tl.maximum(its_parts, 1), used)

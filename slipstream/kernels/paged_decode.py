@@ -4,7 +4,8 @@
 
 The query heads of a KV head are the rows of a tile, so that KV is read once. ``decode_schedule``
 says which tiles a program reads; where several read a sequence, the last of them to finish adds up
-their parts, in their order.
+their parts, in their order. On Hopper ``stream_decode`` does the same faster, but for the largest
+batches.
 """
 
 from __future__ import annotations
@@ -31,22 +32,47 @@ from slipstream.kernels.paged_common import (
     scoring,
     softmax_step,
 )
+from slipstream.kernels.skinny_linear import streams
+
+_MOST_PAIRS = 8  # of a sequence and a KV head, for each SM
 
 
-def decode_tile(head_dim: int) -> int:
-    """Positions that a program reads at a time."""
+def streams_decode(heads: int, pool: torch.Tensor) -> bool:
+    """Whether ``stream_decode`` serves so many query heads on a pool as of ``decode_attention``."""
+    kv_heads, per_block, head_dim = pool.shape[2:]
+    return (
+        streams(pool.device)
+        and pool.dtype in (torch.bfloat16, torch.float16)
+        and head_dim in (64, 128)
+        and per_block >= 16
+        and heads // kv_heads <= 64
+        and pool.numel() // head_dim < 2**31
+    )
+
+
+def most_streamed(kv_heads: int, num_sms: int) -> int:
+    """Sequences up to which ``stream_decode`` was the faster one. With more the programs of the
+    other are so many that few of them begin or end at a time, which is what costs it time."""
+    return _MOST_PAIRS * num_sms // kv_heads
+
+
+def decode_tile(head_dim: int, streamed: bool) -> int:
+    """Positions that a program reads at a time. streamed: of ``stream_decode``, whose tiles are
+    32 KiB of keys and values."""
+    if streamed:
+        return 8192 // head_dim
     return 64 if head_dim <= 128 else 32
 
 
-def decode_programs(num_sms: int) -> int:
+def decode_programs(num_sms: int, streamed: bool) -> int:
     """How many run at a time, for their shared memory."""
-    return 3 * num_sms
+    return num_sms if streamed else 3 * num_sms
 
 
 def _launch_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
     """dtype: of queries."""
     row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
-    tile_bytes = row_bytes * decode_tile(head_dim)
+    tile_bytes = row_bytes * decode_tile(head_dim, False)
     return {
         "num_warps": 4 if row_bytes <= 512 else 8,
         "num_stages": 3 if tile_bytes <= 16384 else 2,
@@ -99,9 +125,9 @@ def decode_attention(
     q: ``[tokens, heads, head_dim]``, unit stride in the last dimension. pool: ``[num_blocks, 2,
     kv_heads, tokens_per_block, head_dim]``, keys before values. block_tables: int32
     ``[max_num_seqs, max_blocks]``. schedule: of the ``n`` sequences, padding included, by
-    ``schedule_decodes`` with the same mask. out: ``[tokens, heads * head_dim]``; only their rows
-    are written. sinks: ``[heads]``. mask_kind, mask_size, soft_cap: see ScoreSpec. Reads nothing on
-    the host.
+    ``schedule_decodes`` with the same mask; it says by which kernel, and may be a streamed one
+    where ``streams_decode``. out: ``[tokens, heads * head_dim]``; only their rows are written.
+    sinks: ``[heads]``. mask_kind, mask_size, soft_cap: see ScoreSpec. Reads nothing on the host.
 
     pool: q's dtype or float8_e4m3fn. Its keys are taken times key_scale, its values times
     value_scale.
@@ -117,15 +143,26 @@ def decode_attention(
     assert items <= schedule.items.shape[0], "the schedule is too small"
     assert items * (heads // kv_heads) * head_dim <= workspace.sums.numel()
     inner, factor = scoring(scale * key_scale, soft_cap)
+    tile = decode_tile(head_dim, schedule.streamed)
+    compiled_for = compile_time(q, pool, mask_kind, mask_size, soft_cap, sinks)
+    if schedule.programs is not None:
+        from slipstream.kernels.stream_decode import launch_stream_decode
+
+        launch_stream_decode(
+            q, pool, block_tables, out, sinks, schedule.items, schedule.programs,
+            workspace.sums, workspace.stats, workspace.arrivals, inner, factor, value_scale,
+            tile=tile, compiled_for=compiled_for,
+        )  # fmt: skip
+        return
     _decode[(items,)](
         q, pool, block_tables, out, sinks, schedule.items,
         workspace.sums, workspace.stats, workspace.arrivals, inner, factor, value_scale,
         q.stride(0), q.stride(1), block_tables.stride(0),
         ROWS=max(16, triton.next_power_of_2(heads // kv_heads)),
-        TILE=decode_tile(head_dim),
+        TILE=tile,
         FIELDS=FIELDS,
         **_launch_options(head_dim, q.dtype),
-        **compile_time(q, pool, mask_kind, mask_size, soft_cap, sinks),
+        **compiled_for,
     )  # fmt: skip
 
 

@@ -137,8 +137,61 @@ def compile_streamed_products() -> None:
                 check_streamed(latest["_stream"])
 
 
-def check_streamed(kernel: Any) -> None:
-    """Nothing goes past the ring, and the first weights are fetched before the wait."""
+def compile_joined_norms() -> None:
+    """What two products do about a norm between them."""
+    from slipstream.kernels.stream_linear import (
+        joined_linear,
+        stream_linear,
+        streamed_candidates,
+    )
+
+    size, arrivals = 1096, torch.zeros(1096, dtype=torch.int32)
+    hidden = torch.empty(64, size, dtype=torch.bfloat16)
+    w, weight = torch.empty(size, size, dtype=torch.bfloat16), torch.empty(size)
+    for rows in (1, 64):
+        x = hidden[:rows]
+        for config in streamed_candidates(rows, size, size, None, 16):
+            values, divisor = joined_linear(x, w, arrivals, config, x, weight, scale=1.0, eps=1e-5)
+            check_streamed(latest["_stream"])
+            stream_linear(values, w, arrivals, config, divisor=divisor)
+            check_streamed(latest["_stream"], waits=3)
+        for config in streamed_candidates(rows, size, size, "silu", 8):
+            stream_linear(values, w, arrivals, config, activation="silu", divisor=divisor)
+            check_streamed(latest["_stream"], waits=3)
+
+
+def compile_streamed_decodes() -> None:
+    """With every mask, group and size of blocks in turn."""
+    from slipstream.kernels import paged_decode
+    from slipstream.kernels.decode_schedule import decode_schedule, schedule_decodes
+
+    device, rows = torch.device("cpu"), torch.zeros(3, dtype=torch.int32)
+    for heads, head_dim, per_block, kind, soft_cap, sinks in (
+        (8, 128, 16, "full", None, None),
+        (56, 128, 32, "sliding", None, torch.zeros(56)),
+        (64, 128, 64, "chunked", 30.0, None),
+        (8, 64, 32, "full", 30.0, torch.zeros(8)),
+        (512, 64, 256, "sliding", None, None),
+    ):
+        q = torch.empty(3, heads, head_dim, dtype=torch.bfloat16)
+        pool = torch.empty(4, 2, 8, per_block, head_dim, dtype=torch.bfloat16)
+        out = torch.empty(3, heads * head_dim, dtype=torch.bfloat16)
+        schedule = decode_schedule(3, 8, 132, 132, device, streamed=True)
+        masked = {"mask_kind": kind, "mask_size": 70}
+        tile = paged_decode.decode_tile(head_dim, True)
+        schedule_decodes(rows, rows, rows, schedule, tile=tile, **masked)
+        workspace = paged_decode.decode_workspace(schedule, heads, head_dim)
+        tables = torch.zeros((5, 40), dtype=torch.int32)
+        paged_decode.decode_attention(
+            q, pool, tables, out, workspace, schedule,
+            n=3, scale=0.1, soft_cap=soft_cap, sinks=sinks, **masked,
+        )  # fmt: skip
+        check_streamed(latest["_stream_decode"])
+
+
+def check_streamed(kernel: Any, *, waits: int = 2) -> None:
+    """Nothing goes past the ring, and the first of it is fetched before the wait, one of so many
+    for the kernel before."""
     places = {
         name: [place.start() for place in re.finditer(rf"\b{name}\b", kernel.asm["sass"])]
         for name in (
@@ -149,9 +202,9 @@ def check_streamed(kernel: Any) -> None:
     found = [name for name in places if places[name]]
     assert found == ["UTMALDG", "HGMMA", "ACQBULK", "PREEXIT"], found
     loads = places["UTMALDG"]
-    # Those who multiply wait as well.
+    # Those who multiply wait as well, and those who find what to divide by.
     between = [wait for wait in places["ACQBULK"] if loads[0] < wait < loads[-1]]
-    assert len(places["ACQBULK"]) == 2, "other waits for the kernel before"
+    assert len(places["ACQBULK"]) == waits, "other waits for the kernel before"
     assert len(between) == 1, "no loads before the wait"
     assert kernel.metadata.shared <= SHARED_BYTES
 
@@ -185,6 +238,8 @@ def main() -> None:
     compile_products()
     if CAPABILITY == 90:
         compile_streamed_products()
+        compile_joined_norms()
+        compile_streamed_decodes()
     compile_beside_flashinfer()
     assert not triton.knobs.runtime.interpret
     for name, versions in sorted(compiled.items()):

@@ -45,6 +45,7 @@ class Case:
     running: int = 7  # programs at a time
     num_sms: int = 100
     scales: tuple[float, float] | None = None  # of keys and values in e4m3; None: as dtype
+    streamed: bool = False
 
     @property
     def options(self) -> dict:
@@ -172,7 +173,9 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
 
 
 def schedule_of(case: Case, n: int) -> DecodeSchedule:
-    return decode_schedule(n, case.kv_heads, case.running, case.num_sms, DEVICE)
+    return decode_schedule(
+        n, case.kv_heads, case.running, case.num_sms, DEVICE, streamed=case.streamed
+    )
 
 
 def fill(
@@ -183,7 +186,7 @@ def fill(
         ints(*slots),
         ints(*positions),
         schedule,
-        tile=decode_tile(case.head_dim),
+        tile=decode_tile(case.head_dim, case.streamed),
         mask_kind=case.mask.kind,
         mask_size=case.mask.size,
     )
@@ -323,7 +326,7 @@ def test_every_tile_is_read_once(
     lengths: list[int], mask: Mask, running: int, num_sms: int
 ) -> None:
     case = Case(mask=mask, running=running, num_sms=num_sms)
-    tile = decode_tile(case.head_dim)
+    tile = decode_tile(case.head_dim, False)
     rows = [i if length else -1 for i, length in enumerate(lengths)]
     slots = [i + 5 if length else UNOWNED for i, length in enumerate(lengths)]
     schedule = schedule_of(case, len(lengths))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,10 @@ from worker_checkpoints import Reference
 from worker_testing import config, load_runner
 
 from slipstream.attention.interface import FULL, Mask, ScoreSpec
+from slipstream.attention.kv_cache import KvCache, KvShape
+from slipstream.attention.paged_triton import PagedTriton
 from slipstream.kernels import flashinfer_calls
+from slipstream.kernels.paged_decode import decode_tile
 from slipstream.models.selection import load_served
 from slipstream.models.served import ServedModel
 from slipstream.models.spec import ArchSpec
@@ -248,3 +251,36 @@ def test_kernels_that_cannot_be_compiled(spec: ArchSpec, monkeypatch: pytest.Mon
 def test_unknown_backends_are_refused() -> None:
     with pytest.raises(ConfigError, match="attention_backend is 'xqa': Input should be 'auto'"):
         config("model", attention_backend="xqa")
+
+
+def paged(max_decodes: int, monkeypatch: pytest.MonkeyPatch, head_dim: int = 128) -> PagedTriton:
+    """On a GPU of four multiprocessors, with two KV heads and two masks."""
+    properties = SimpleNamespace(multi_processor_count=4)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr("slipstream.kernels.paged_decode.streams", lambda device: True)
+    cache = KvCache(KvShape(2, 2, 16, head_dim, torch.bfloat16), 3, torch.device("cpu"))
+    scores = [ScoreSpec(1.0), ScoreSpec(1.0, Mask("sliding", 70))]
+    return PagedTriton([cache], [[0, 1]], 8, scores, max_decodes=max_decodes)
+
+
+@pytest.mark.parametrize(
+    ("max_decodes", "head_dim", "streamed"),
+    [
+        (40, 128, [True] * 16 + [False] * 24),
+        (16, 128, [True] * 16),
+        (40, 96, [False] * 40),  # not for this size of heads
+    ],
+)
+def test_small_batches_of_single_tokens_are_streamed(
+    max_decodes: int, head_dim: int, streamed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = paged(max_decodes, monkeypatch, head_dim)
+    for count in range(1, max_decodes + 1):
+        kernel = backend.decode_kernel(SimpleNamespace(decode_rows=torch.zeros(count)))
+        assert kernel.tile == decode_tile(head_dim, streamed[count - 1])
+        assert list(kernel.schedules) == [FULL, Mask("sliding", 70)]
+        for schedule in kernel.schedules.values():
+            assert schedule.streamed == streamed[count - 1]
+            items = schedule.most_items(count)
+            assert items <= schedule.items.shape[0]
+            assert items * 4 * head_dim <= kernel.workspace.sums.numel()
