@@ -5,8 +5,9 @@
 There is one program for each SM. One warp of it keeps the ring full (TMA), through all items that
 ``stream_schedule`` gave to the program, the others multiply what has arrived (wgmma): the query
 heads of a KV head, padded to the 64 rows of its left operand. Both read the same records in the
-same order, so that they agree on what is in the ring without telling each other. All but the newest
-token's tile of a first item may be on its way before the kernel that stores it has ended.
+same order, so that they agree on what is in the ring without telling each other. No keys or values
+are read before the kernel before has stored those of this step: a sequence may share a block that
+another one fills in the same step.
 """
 
 from __future__ import annotations
@@ -110,22 +111,10 @@ def _produce(
         blocks = _blocks(table, from_tile * TILE, begin, end, PER_BLOCK, BOX, BOXES)
         # Records and blocks are read before they are needed, so that no fetch waits for them.
         following = _place(items, gl.minimum(item + 1, last - 1), FIELDS)
-        early = 0
-        if item == first:
-            # Written by earlier steps: all but the tile of the newest token.
-            early = gl.minimum(gl.minimum(to_tile, (end - 1) // TILE) - from_tile, STAGES)
-            for stage in range(early):
-                position = (from_tile + stage) * TILE
-                current = blocks
-                blocks = _blocks(table, position + TILE, begin, end, PER_BLOCK, BOX, BOXES)
-                _fetch(
-                    pool, current, k_ring, v_ring, ready, stage, position, kv_head,
-                    KV_HEADS, PER_BLOCK, BOX, BOXES,
-                )  # fmt: skip
-            if PDL:
+        if PDL:
+            if item == first:
                 gdc_wait()
-            turn = early
-        for tile in range(from_tile + early, to_tile):
+        for tile in range(from_tile, to_tile):
             position = tile * TILE
             current = blocks
             blocks = _blocks(table, position + TILE, begin, end, PER_BLOCK, BOX, BOXES)

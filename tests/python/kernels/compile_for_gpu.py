@@ -186,12 +186,12 @@ def compile_streamed_decodes() -> None:
             q, pool, tables, out, workspace, schedule,
             n=3, scale=0.1, soft_cap=soft_cap, sinks=sinks, **masked,
         )  # fmt: skip
-        check_streamed(latest["_stream_decode"])
+        check_streamed(latest["_stream_decode"], early=False)
 
 
-def check_streamed(kernel: Any, *, waits: int = 2) -> None:
-    """Nothing goes past the ring, and the first of it is fetched before the wait, one of so many
-    for the kernel before."""
+def check_streamed(kernel: Any, *, waits: int = 2, early: bool = True) -> None:
+    """Nothing goes past the ring. There are so many waits for the kernel before, and the first of
+    what the ring holds is fetched before one of them, or nothing is."""
     places = {
         name: [place.start() for place in re.finditer(rf"\b{name}\b", kernel.asm["sass"])]
         for name in (
@@ -205,7 +205,7 @@ def check_streamed(kernel: Any, *, waits: int = 2) -> None:
     # Those who multiply wait as well, and those who find what to divide by.
     between = [wait for wait in places["ACQBULK"] if loads[0] < wait < loads[-1]]
     assert len(places["ACQBULK"]) == waits, "other waits for the kernel before"
-    assert len(between) == 1, "no loads before the wait"
+    assert len(between) == early, "loads before the wait, or none"
     assert kernel.metadata.shared <= SHARED_BYTES
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from family_cases import CASES
 from flashinfer_doubles import TorchFa3, TorchXqa
+from stream_doubles import TorchStreamDecode
 from triton_interpreter import mend_interpreter
 from worker_testing import Driver, load_runner, logprobs_of
 
@@ -213,6 +214,26 @@ def test_steps_with_flashinfer_are_those_of_the_plain_runner(
     monkeypatch.undo()
     assert sum(map(len, tokens)) >= steps
     assert tokens == run_steps(path, graphs=None, seed=1, steps=steps)
+
+
+@pytest.mark.parametrize("most", [100, 3])
+def test_steps_with_streamed_decodes_are_those_of_the_plain_runner(
+    checkpoint, monkeypatch: pytest.MonkeyPatch, doubled, most: int
+) -> None:
+    """All around the kernel, which torch computes: shares, parts, and which batches are its."""
+    path = checkpoint("gqa").path
+    kernel = TorchStreamDecode()
+    monkeypatch.setattr("slipstream.kernels.stream_decode.launch_stream_decode", kernel)
+    monkeypatch.setattr("slipstream.attention.paged_triton.streams_decode", lambda *_: True)
+    monkeypatch.setattr("slipstream.attention.paged_triton.most_streamed", lambda *_: most)
+    for module in ("attention.paged_triton", "kernels.paged_decode"):
+        monkeypatch.setattr(f"slipstream.{module}.decode_tile", lambda dim, streamed: 16)
+    tokens = run_steps(path, graphs=True, seed=1, steps=7)
+    assert kernel.launches > 8
+    assert kernel.parts > 1
+    monkeypatch.undo()
+    assert sum(map(len, tokens)) >= 7
+    assert tokens == run_steps(path, graphs=None, seed=1, steps=7)
 
 
 def together(

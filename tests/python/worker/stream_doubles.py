@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: Slipstream contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``stream_decode`` as torch computes it, from the very arguments that it gets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+
+class TorchStreamDecode:
+    """As ``launch_stream_decode``. launches: so far; parts: most that a sequence came in."""
+
+    def __init__(self) -> None:
+        self.launches = self.parts = 0
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        pool: torch.Tensor,
+        block_tables: torch.Tensor,
+        out: torch.Tensor,
+        sinks: torch.Tensor | None,
+        items: torch.Tensor,
+        programs: torch.Tensor,
+        sums: torch.Tensor,
+        stats: torch.Tensor,
+        arrivals: torch.Tensor,
+        inner: float,
+        factor: float,
+        value_scale: float,
+        *,
+        tile: int,
+        compiled_for: dict[str, Any],
+    ) -> None:
+        assert sinks is None
+        assert not compiled_for["SOFT_CAP"]
+        self.launches += 1
+        group, per_block = compiled_for["GROUP"], compiled_for["PER_BLOCK"]
+        seen: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
+        for item in (i for first, last in programs.tolist() for i in range(first, last)):
+            row, slot, end, head, begin_tile, end_tile, _, parts = items[item].tolist()
+            first = 0
+            if compiled_for["MASK"] == "sliding":
+                first = max(end - compiled_for["MASK_SIZE"], 0)
+            positions = torch.arange(
+                max(begin_tile * tile, first), min(end_tile * tile, end), device=q.device
+            )
+            blocks = block_tables[slot, positions // per_block].long()
+            seen[row, head].append(pool[blocks, :, head, positions % per_block])
+            self.parts = max(self.parts, parts)
+        for (row, head), parts_of in seen.items():
+            keys, values = torch.cat(parts_of).float().unbind(1)
+            heads = slice(head * group, (head + 1) * group)
+            weights = torch.softmax(q[row, heads].float() @ keys.T * factor * 0.6931471805599453, 1)
+            result = (weights @ values * value_scale).to(out.dtype)
+            out[row].view(-1, q.shape[2])[heads] = result
