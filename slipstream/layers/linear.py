@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # its compiler comes with torch for GPUs alone
     from slipstream.kernels.stream_linear import Divisor
 
 
+_MOST_UNDIVIDED = 64  # rows; with more a norm is as fast in a kernel of its own
+
+
 @dataclass(slots=True)
 class Undivided:
     """Rows ``[rows, size]`` times the weight of an RMS norm, which have yet to be divided by their
@@ -95,6 +98,7 @@ class Linear(PlainLinear):
         return (
             config is not None
             and config.kernel == "stream"
+            and rows <= _MOST_UNDIVIDED
             and self.weight.dtype == torch.bfloat16  # float16 may not hold the values
             and self.rows is None
         )
