@@ -248,6 +248,11 @@ void Delivery::HoldErrors(LlmStream* stream) {
   stream->pending = std::move(kept);
 }
 
+void Delivery::SendOutputs(LlmStream* stream, int32_t row, Event&& event, bool final) {
+  if (stream->plan.accumulate_text) event.text = stream->WholeText(row, event);
+  stream->channel->Send(BuildOutputs(stream->plan, row, std::move(event)), final);
+}
+
 void Delivery::SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final) {
   Event& event = item.event;
   const bool gone = stream->channel->cancelled();
@@ -264,7 +269,7 @@ void Delivery::SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final
       const Status error = ErrorOf(event);
       if (stream->plan.streaming && HasOutput(event)) {  // what was generated before
         event.reason = FinishReason::kNone;
-        stream->channel->Send(BuildOutputs(stream->plan, item.row, std::move(event)), false);
+        SendOutputs(stream, item.row, std::move(event), false);
       }
       stream->channel->SendError(error, final);
       return;
@@ -274,7 +279,7 @@ void Delivery::SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final
         SendGone(stream, std::move(item), final);
         return;
       }
-      stream->channel->Send(BuildOutputs(stream->plan, item.row, std::move(event)), final);
+      SendOutputs(stream, item.row, std::move(event), final);
   }
 }
 
@@ -308,8 +313,10 @@ void Delivery::SendStopped(LlmStream* stream, LlmStream::Pending&& item, bool fi
   if (stream->plan.streaming && HasOutput(event)) {
     Event data = event;
     data.reason = FinishReason::kNone;
-    stream->channel->Send(BuildOutputs(stream->plan, item.row, std::move(data)), false);
+    SendOutputs(stream, item.row, std::move(data), false);
   }
+  event.text.clear();
+  if (stream->plan.accumulate_text) event.text = stream->WholeText(item.row, event);
   stream->channel->Send(BuildStoppedOutputs(stream->plan, item.row, std::move(event)), final);
 }
 

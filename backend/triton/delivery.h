@@ -66,6 +66,7 @@ class Delivery final : public EventSink, public std::enable_shared_from_this<Del
   Delivery() = default;
   void Run();
   void Deliver(const std::shared_ptr<LlmStream>& stream);
+  void SendOutputs(LlmStream* stream, int32_t row, Event&& event, bool final);
   void SendItem(LlmStream* stream, LlmStream::Pending&& item, bool final);
   void SendGone(LlmStream* stream, LlmStream::Pending&& item, bool final);
   void SendStopped(LlmStream* stream, LlmStream::Pending&& item, bool final);

@@ -70,6 +70,12 @@ LlmService::LlmService(std::string name, LlmParameters parameters)
 
 LlmService::~LlmService() { Stop(); }
 
+TokenizerParameters LlmService::tokenizer() const {
+  const WorkerParameters& worker = parameters_.worker;
+  return {worker.tokenizer.empty() ? worker.model : worker.tokenizer, worker.revision,
+          worker.trust_remote_code, parameters_.python};
+}
+
 void LlmService::Stop() {
   const TimeNs deadline =
       static_cast<TimeNs>(MonotonicNs()) + TimeNs{parameters_.drain_timeout_ms} * 1'000'000;

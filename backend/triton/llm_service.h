@@ -49,6 +49,7 @@ class LlmService final : public std::enable_shared_from_this<LlmService> {
   // Whether every client has its last response.
   bool idle() const { return delivery_.num_live() == 0; }
   const ReaderSettings& reader() const { return reader_; }
+  TokenizerParameters tokenizer() const;  // whose text it makes; empty for a scripted worker's
 
   // Of one row of a request, at most.
   int32_t max_sequences() const;

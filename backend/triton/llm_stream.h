@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -27,7 +29,13 @@ struct LlmStream {
   const std::unique_ptr<ResponseChannel> channel;  // delivery thread
   size_t lane = 0;                                 // of DeliveryLanes; constant once it is there
   ResponsePlan plan;                               // constant once delivery knows the stream
+  std::map<std::pair<int32_t, int32_t>, std::string> texts;  // delivery thread; see WholeText
   bool skipped = false;  // delivery thread; the client was gone, and something was not sent
+
+  // All text so far of a sequence, by row and index, this event's included: once per event.
+  const std::string& WholeText(int32_t row, const Event& event) {
+    return texts[{row, event.sequence_index}] += event.text;
+  }
 
   struct Row {
     RequestHandle handle;

@@ -54,6 +54,14 @@ typename ParameterRow<Target>::Set NoEffect(const char* why) {
   };
 }
 
+template <typename Target>
+typename ParameterRow<Target>::Set RefusedIfSet(const char* feature) {
+  return [=](std::string_view key, const std::string& text, Target*) {
+    return Status::Unsupported("parameter " + std::string(key) + ": '" + text +
+                               "' is not supported (no support for " + feature + ")");
+  };
+}
+
 // Accessor of a member of the Target, for the setters above.
 #define SLIPSTREAM_FIELD(Target, member) [](Target* p) -> auto& { return p->member; }
 

@@ -30,12 +30,6 @@ LlmSet OnlyInt(int64_t only, const char* feature) {
                                " (no support for " + feature + ")");
   };
 }
-LlmSet RefusedIfSet(const char* feature) {
-  return [=](std::string_view key, const std::string& text, LlmParameters*) {
-    return Status::Unsupported("parameter " + std::string(key) + ": '" + text +
-                               "' is not supported (no support for " + feature + ")");
-  };
-}
 LlmSet Choice(std::string& (*field)(LlmParameters*), std::vector<std::string_view> choices) {
   return [=](std::string_view key, const std::string& text, LlmParameters* p) -> CanonicalValue {
     const auto choice = ParseChoice(key, text, choices);
@@ -192,13 +186,13 @@ std::vector<LlmRow> TensorRtLlmRows() {
       {"lora_cache_max_adapter_size", "", none("LoRA adapters are not served")},
       {"lora_cache_gpu_memory_fraction", "", none("LoRA adapters are not served")},
       {"lora_cache_host_memory_bytes", "", none("LoRA adapters are not served")},
-      {"lora_prefetch_dir", "", RefusedIfSet("LoRA adapters")},
+      {"lora_prefetch_dir", "", RefusedIfSet<LlmParameters>("LoRA adapters")},
       {"decoding_mode", "", SetDecodingMode},
       {"medusa_choices", "", none("speculative decoding is not served")},
       {"eagle_choices", "", none("speculative decoding is not served")},
-      {"lookahead_window_size", "", RefusedIfSet("lookahead decoding")},
-      {"lookahead_ngram_size", "", RefusedIfSet("lookahead decoding")},
-      {"lookahead_verification_set_size", "", RefusedIfSet("lookahead decoding")},
+      {"lookahead_window_size", "", RefusedIfSet<LlmParameters>("lookahead decoding")},
+      {"lookahead_ngram_size", "", RefusedIfSet<LlmParameters>("lookahead decoding")},
+      {"lookahead_verification_set_size", "", RefusedIfSet<LlmParameters>("lookahead decoding")},
       {"speculative_decoding_fast_logits", "", none("speculative decoding is not served")},
       {"enable_chunked_context", "enable_chunked_prefill",
        Bool<LlmParameters>(LLM(executor.enable_chunked_prefill))},

@@ -91,8 +91,15 @@ struct TokenizeParameters {
   static StatusOr<TokenizeParameters> FromMap(const ParameterMap& map);
 };
 
+// Without a tokenizer it is the llm's.
 struct PipelineParameters : TokenizeParameters {
-  std::string llm_model_name = "llm";  // the model of role llm that serves the requests
+  std::string llm_model_name = "llm";   // the model of role llm that serves the requests
+  std::string tensorrt_llm_model_name;  // the same, of `tensorrt_llm_bls`; goes first if set
+  bool accumulate_tokens = false;       // a streamed response holds the whole text so far
+
+  const std::string& llm() const {
+    return tensorrt_llm_model_name.empty() ? llm_model_name : tensorrt_llm_model_name;
+  }
 
   static StatusOr<PipelineParameters> FromMap(const ParameterMap& map);
 };

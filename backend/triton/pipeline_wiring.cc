@@ -12,6 +12,7 @@ namespace {
 
 constexpr Role kTokenize = Role::kTokenize;
 constexpr Role kLlm = Role::kLlm;
+constexpr Role kPipeline = Role::kPipeline;
 
 // What the tokenizer makes, and of which input.
 constexpr std::pair<const char*, const char*> kMade[] = {
@@ -86,6 +87,13 @@ const std::vector<Wire>& PipelineWires() {
       {"skip_special_tokens", kLlm, "skip_special_tokens"},
       {"return_finish_reason", kLlm, "return_finish_reason"},
       {"return_usage", kLlm, "return_usage"},
+      // Of `tensorrt_llm_bls`.
+      {"image_input", kPipeline, "image_input"},
+      {"image_bytes_input", kTokenize, "IMAGE_BYTES"},
+      {"image_url_input", kTokenize, "IMAGE_URL"},
+      {"video_bytes_input", kTokenize, "VIDEO_BYTES"},
+      {"num_draft_tokens", kPipeline, "num_draft_tokens"},
+      {"use_draft_logits", kPipeline, "use_draft_logits"},
   };
   return wires;
 }
@@ -93,6 +101,7 @@ const std::vector<Wire>& PipelineWires() {
 StatusOr<StepRequests> SplitRequest(RequestData&& request, bool batched) {
   RequestData::Fields llm = std::move(request).Release();
   RequestData::Fields tokenize;
+  RequestData::Fields own;
   std::vector<std::unique_ptr<Tensor>> inputs;
   inputs.swap(llm.inputs);
   for (auto& tensor : inputs) {
@@ -104,14 +113,17 @@ StatusOr<StepRequests> SplitRequest(RequestData&& request, bool batched) {
                                      "': role pipeline has no such input");
     }
     tensor->name = wire->tensor;
-    auto& step = wire->step == kTokenize ? tokenize : llm;
-    step.inputs.push_back(std::move(tensor));
+    auto& inner = wire->step == kTokenize ? tokenize : llm;
+    auto& part = wire->step == kPipeline ? own : inner;
+    part.inputs.push_back(std::move(tensor));
   }
   auto text = RequestData::Create(std::move(tokenize), batched);
   if (!text.ok()) return text.status();
   auto rest = RequestData::Create(std::move(llm), batched);
   if (!rest.ok()) return rest.status();
-  return StepRequests{std::move(text).value(), std::move(rest).value()};
+  auto kept = RequestData::Create(std::move(own), batched);
+  if (!kept.ok()) return kept.status();
+  return StepRequests{std::move(text).value(), std::move(rest).value(), std::move(kept).value()};
 }
 
 Status NamedForClient(const Status& status) {

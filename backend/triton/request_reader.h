@@ -25,6 +25,7 @@ struct ReaderSettings {
   bool batched = true;
   bool decoupled = true;
   bool pipeline = false;
+  bool accumulate_text = false;  // see ResponsePlan
   size_t num_declared_outputs = 0;
   TRITONSERVER_DataType context_logits_dtype = TRITONSERVER_TYPE_FP32;
   TRITONSERVER_DataType generation_logits_dtype = TRITONSERVER_TYPE_FP32;

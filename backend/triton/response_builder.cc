@@ -222,7 +222,7 @@ std::vector<OutputTensor> BuildOutputs(const ResponsePlan& plan, int32_t row, Ev
 std::vector<OutputTensor> BuildStoppedOutputs(const ResponsePlan& plan, int32_t row,
                                               Event&& event) {
   Outputs out(plan.batched);
-  if (plan.pipeline && plan.text_output) out.AddText("");
+  if (plan.pipeline && plan.text_output) out.AddText(plan.accumulate_text ? event.text : "");
   if (plan.piped && plan.ids) out.AddIds({});
   if (plan.batch_index) out.AddScalar("batch_index", row);
   if (plan.sequence_index) out.AddScalar("sequence_index", event.sequence_index);

@@ -20,7 +20,8 @@ std::vector<OutputTensor> BuildOutputs(const ResponsePlan& plan, int32_t row, Ev
 
 // The last response to a sequence that a stop request ended: successful and, but for the accounting
 // that was asked for, empty. In an ensemble the later steps need their tensors: there it holds no
-// tokens; and clients of an ensemble find an empty text in it.
+// tokens; and clients of an ensemble find an empty text in it, or where text accumulates the
+// event's.
 std::vector<OutputTensor> BuildStoppedOutputs(const ResponsePlan& plan, int32_t row, Event&& event);
 
 // IEEE 754 half precision, rounded to nearest even.

@@ -130,6 +130,7 @@ StatusOr<ResponsePlan> ReadResponsePlan(const RequestData& request,
   plan.streaming = in.Bool("streaming").value_or(false);
   plan.num_sequences = MostOfRows(request, "num_return_sequences", 1);
   plan.pipeline = settings.pipeline;
+  plan.accumulate_text = settings.accumulate_text && plan.streaming;
   plan.piped =
       request.Requested("flow") && request.outputs().size() < settings.num_declared_outputs;
   PlanOutputs(request, &in, &plan);

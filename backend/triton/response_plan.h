@@ -25,6 +25,9 @@ struct ResponsePlan {
   // `detokenize` gives it, and there are no ids.
   bool pipeline = false;
 
+  // Streamed by a pipeline that is told to: the text of a response is all text so far.
+  bool accumulate_text = false;
+
   bool text = false;         // the executor settles text
   bool ids = true;           // output_ids and sequence_length; an ensemble need not ask for them
   bool text_output = false;  // text as an output of its own, besides what `flow` carries

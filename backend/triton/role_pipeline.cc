@@ -12,6 +12,7 @@ namespace {
 
 // How much later than this model a server may begin to load the `llm`.
 constexpr int kLlmStartMs = 1000;
+constexpr int kTokenizerStartMs = 10'000;  // where nothing goes without it
 
 // Errors on their way to a client who knows the ensemble's names.
 class ClientChannel final : public ResponseChannel {
@@ -29,6 +30,23 @@ class ClientChannel final : public ResponseChannel {
   const std::unique_ptr<ResponseStream> stream_;
 };
 
+// Deploy scripts for `tensorrt_llm_bls` know no tokenizer of it: it is the one of the `llm`.
+Status TakeTokenizer(PipelineParameters* parameters) {
+  WaitForLlm(parameters->llm(), kTokenizerStartMs);
+  const auto llm = FindLlm(parameters->llm());
+  auto tokenizer = llm == nullptr ? TokenizerParameters() : llm->tokenizer();
+  if (tokenizer.tokenizer.empty()) {
+    return Status::InvalidArgument(
+        "parameter tokenizer_dir: not set; it must name the directory of a Hugging Face tokenizer, "
+        "unless model '" +
+        parameters->llm() + "' is loaded and names one");
+  }
+  PythonParameters& python = parameters->tokenizer.python;
+  if (!python.executable.empty()) tokenizer.python = python;
+  parameters->tokenizer = std::move(tokenizer);
+  return Status::Ok();
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<PipelineModel>> PipelineModel::Create(ModelConfig config) {
@@ -37,11 +55,15 @@ StatusOr<std::unique_ptr<PipelineModel>> PipelineModel::Create(ModelConfig confi
   auto reader = ReaderSettings::Of(config);
   if (!reader.ok()) return reader.status();
   reader->pipeline = true;
+  reader->accumulate_text = parameters->accumulate_tokens;
   LogWithoutEffect(config.name, parameters->without_effect);
+  if (parameters->tokenizer.tokenizer.empty()) {
+    if (Status s = TakeTokenizer(&*parameters); !s.ok()) return s;
+  }
   auto tokenizer = PromptTokenizer::Create(*parameters);
   if (!tokenizer.ok()) return tokenizer.status();
   // A server loads its models side by side, and this one is not ready before its `llm` is.
-  WaitForLlm(parameters->llm_model_name, kLlmStartMs);
+  WaitForLlm(parameters->llm(), kLlmStartMs);
   return std::unique_ptr<PipelineModel>(new PipelineModel(
       std::move(config), *parameters, std::move(reader).value(), std::move(tokenizer).value()));
 }
@@ -49,7 +71,7 @@ StatusOr<std::unique_ptr<PipelineModel>> PipelineModel::Create(ModelConfig confi
 PipelineModel::PipelineModel(ModelConfig config, const PipelineParameters& parameters,
                              ReaderSettings reader, std::unique_ptr<PromptTokenizer> tokenizer)
     : Model(std::move(config)),
-      llm_name_(parameters.llm_model_name),
+      llm_name_(parameters.llm()),
       reader_(std::move(reader)),
       tokenizer_(std::move(tokenizer)),
       queue_(QueueOptions(this->config(), parameters, *tokenizer_,
@@ -104,6 +126,7 @@ Status PipelineModel::Enqueue(RequestData&& data, TimeNs arrival,
   job.bytes = data.num_bytes();
   auto steps = SplitRequest(std::move(data), config().batched);
   if (!steps.ok()) return steps.status();
+  if (Status s = CheckGiven(Role::kPipeline, steps->own); !s.ok()) return s;
   if (Status s = CheckGiven(Role::kTokenize, steps->tokenize); !s.ok()) return s;
   if (Status s = CheckGiven(Role::kLlm, steps->llm); !s.ok()) return s;
   auto standing = ReadStanding(steps->llm, arrival, (*llm)->max_sequences());

@@ -243,11 +243,22 @@ std::vector<TensorRow> DetokenizeOutputs() {
   return {Output("OUTPUT", kString, "[-1]"), Output("ACCEPTANCE_RATE", kFp32, "[1]")};
 }
 
+// Of `tensorrt_llm_bls`: inputs that no step has.
+std::vector<TensorRow> OwnPipelineInputs() {
+  return {
+      Refused("image_input", kFp16, "[-1,3,-1,-1]", kMultimodal),
+      Neutral("num_draft_tokens", kInt32, 0, 0, kDrafts),
+      Neutral("use_draft_logits", kBool, 0, 0, kDrafts),
+  };
+}
+
 // As the steps declare them, under the names that clients know.
 std::vector<TensorRow> PipelineInputs() {
+  const std::vector<TensorRow> own = OwnPipelineInputs();
   std::vector<TensorRow> rows;
   for (const Wire& wire : PipelineWires()) {
-    rows.push_back(*FindRow(InputRows(wire.step), wire.tensor));
+    const auto& table = wire.step == Role::kPipeline ? own : InputRows(wire.step);
+    rows.push_back(*FindRow(table, wire.tensor));
     rows.back().name = wire.name;
   }
   return rows;

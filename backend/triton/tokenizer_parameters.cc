@@ -60,12 +60,17 @@ StatusOr<TokenizeParameters> TokenizeParameters::FromMap(const ParameterMap& map
 }
 
 StatusOr<PipelineParameters> PipelineParameters::FromMap(const ParameterMap& map) {
-  auto rows = TokenizeRows<PipelineParameters>();
-  rows.push_back({"llm_model_name", "",
-                  Text<PipelineParameters>(SLIPSTREAM_FIELD(PipelineParameters, llm_model_name))});
+  using Target = PipelineParameters;
+  auto rows = TokenizeRows<Target>();
+  rows.push_back({"llm_model_name", "", Text<Target>(SLIPSTREAM_FIELD(Target, llm_model_name))});
+  rows.push_back({"tensorrt_llm_model_name", "",
+                  Text<Target>(SLIPSTREAM_FIELD(Target, tensorrt_llm_model_name))});
+  rows.push_back(
+      {"accumulate_tokens", "", Bool<Target>(SLIPSTREAM_FIELD(Target, accumulate_tokens))});
+  rows.push_back({"tensorrt_llm_draft_model_name", "", RefusedIfSet<Target>("draft tokens")});
+  rows.push_back({"multimodal_encoders_name", "", RefusedIfSet<Target>("multimodal inputs")});
   PipelineParameters parameters;
   if (Status s = ApplyParameters(map, rows, &parameters); !s.ok()) return s;
-  if (Status s = NeedTokenizer(parameters.tokenizer); !s.ok()) return s;
   return parameters;
 }
 

@@ -237,6 +237,9 @@ class RepositorySection(Section):
     max_queue_delay_us: int = _option(
         0, "Triton's batching delay before preprocessing; 0: none", ge=0
     )
+    accumulate_tokens: bool = _option(
+        False, "of tensorrt_llm_bls: each streamed response holds the whole text so far"
+    )
     logits_datatype: Literal["FP32", "FP16"] = _option("FP32", "type of returned logits")
     encoder_input_features_data_type: Literal["FP16", "FP32", "BF16"] = _option(
         "FP16", "declared type of encoder features"

@@ -76,6 +76,22 @@ _DETOKENIZE = {
     "skip_special_tokens": "skip_special_tokens",
 }
 
+# `tensorrt_llm_bls`, of role `pipeline`. Scripts fill no tokenizer in: it is the llm's then.
+BLS_NO_SUPPORT = {
+    "tensorrt_llm_draft_model_name": "draft tokens",
+    "multimodal_encoders_name": "multimodal inputs",
+}
+BLS_PLACEHOLDERS = {
+    key: key
+    for key in (
+        "tokenizer_dir",
+        "add_special_tokens",
+        "accumulate_tokens",
+        "tensorrt_llm_model_name",
+        *BLS_NO_SUPPORT,
+    )
+}
+
 PLACEHOLDERS: dict[Role, dict[str, str]] = {
     "llm": _LLM,
     "tokenize": _TOKENIZE,
@@ -98,7 +114,14 @@ OTHER_KEYS: dict[Role, tuple[str, ...]] = {
     ),
     "tokenize": ("engine_dir", "tokenizer_type"),
     "detokenize": ("tokenizer_type",),
-    "pipeline": ("engine_dir", "tokenizer_type", "llm_model_name"),
+    "pipeline": (
+        "engine_dir",
+        "tokenizer_type",
+        "llm_model_name",
+        "tensorrt_llm_model_name",
+        "accumulate_tokens",
+        *BLS_NO_SUPPORT,
+    ),
 }
 
 # A configuration with any of these is written in the keys above rather than in Slipstream's.

@@ -11,11 +11,24 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from slipstream.config import Role, SlipstreamConfig, all_options, nearest, role_parameters
-from slipstream.repository.drop_in import MARKERS, OTHER_KEYS, PLACEHOLDERS, QUEUE_SIZE
+from slipstream.repository.drop_in import (
+    BLS_PLACEHOLDERS,
+    MARKERS,
+    OTHER_KEYS,
+    PLACEHOLDERS,
+    QUEUE_SIZE,
+)
 from slipstream.repository.findings import Report
 from slipstream.repository.lint_instances import check_instances
-from slipstream.repository.render import BACKEND, is_role, type_number
-from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES, Interface, Tensor
+from slipstream.repository.render import (
+    ACCUMULATE,
+    BACKEND,
+    interface_of,
+    is_bls,
+    is_role,
+    type_number,
+)
+from slipstream.repository.tensors import DTYPE_CHOICES, Interface, Tensor
 
 _ROLES: tuple[Role, ...] = ("llm", "tokenize", "detokenize", "pipeline")
 _MODEL_KEYS: dict[Role, tuple[str, ...]] = {
@@ -71,8 +84,9 @@ def check_model(name: str, message: Any, report: Report) -> None:
         near = nearest(role or name, _ROLES)
         report.error("parameters[role]", f"{what}; the nearest is {near!r}")
         return
-    check_tensors(message, INTERFACES[role], report)
-    _check_parameters(role, parameters, report)
+    check_tensors(message, interface_of(message), report)
+    drop_in = BLS_PLACEHOLDERS if is_bls(message) else PLACEHOLDERS[role]
+    _check_parameters(role, parameters, drop_in, report)
     check_instances(role, message, parameters, report)
     if role in ("llm", "pipeline") and not message.HasField("model_transaction_policy"):
         report.warning("model_transaction_policy", "not set: no streaming; set decoupled: true")
@@ -126,19 +140,25 @@ def _check_tensor(key: str, entry: Any, tensor: Tensor, report: Report) -> None:
         report.warning(f"{key}.allow_ragged_batch", f"must be {str(tensor.ragged).lower()}")
 
 
-def _check_parameters(role: Role, parameters: dict[str, str], report: Report) -> None:
+def _check_parameters(
+    role: Role, parameters: dict[str, str], drop_in: dict[str, str], report: Report
+) -> None:
+    """drop_in: the keys of a configuration that is written in those of TensorRT-LLM."""
     own = role_parameters(SlipstreamConfig(), role)
-    drop_in = PLACEHOLDERS[role]
-    known = [*own, *drop_in, *OTHER_KEYS[role]]
+    known = [*own, *PLACEHOLDERS[role], *OTHER_KEYS[role]]
     for key in parameters:
         if key not in known:
             report.error(f"parameters[{key}]", f"unknown; the nearest is {nearest(key, known)!r}")
-    for key in own:
+    for key in (*own, ACCUMULATE):
         if key in parameters and key != "role":
             _check_value(key, parameters[key], report)
     names = _MODEL_KEYS[role]
     scripted = role == "llm" and parameters.get("worker") == "scripted"
-    if not any(parameters.get(name, "").strip() for name in names) and not scripted:
+    if any(parameters.get(name, "").strip() for name in names) or scripted:
+        pass
+    elif role == "pipeline":
+        report.warning(f"parameters[{names[0]}]", "not set; the llm's applies, once it is loaded")
+    else:
         report.error(f"parameters[{names[0]}]", "not set; it must name a Hugging Face directory")
     in_drop_in_keys = bool(MARKERS & parameters.keys())
     expected = own if not in_drop_in_keys else drop_in | (QUEUE_SIZE if role == "llm" else {})

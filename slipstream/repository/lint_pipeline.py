@@ -8,9 +8,10 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from slipstream.config import nearest
+from slipstream.repository.drop_in import BLS_NO_SUPPORT
 from slipstream.repository.findings import Report
 from slipstream.repository.lint_model import check_tokenizer
-from slipstream.repository.render import LLM_NAME, is_role
+from slipstream.repository.render import BLS_LLM_NAME, LLM_NAME, is_bls, is_role
 
 _DEFAULT = "llm"
 
@@ -22,12 +23,14 @@ def check_pipeline(
 
     broken: models whose configuration cannot be read; nothing is said of those.
     """
-    key = f"parameters[{LLM_NAME}]"
-    name = _DEFAULT
-    if LLM_NAME in message.parameters:
-        name = message.parameters[LLM_NAME].string_value.strip() or _DEFAULT
-    else:
+    key, name = _llm_of(message)
+    if not name:
         report.warning(key, f"missing; {_DEFAULT!r} applies")
+        name = _DEFAULT
+    if is_bls(message):
+        for own, feature in BLS_NO_SUPPORT.items():
+            if _parameter(message, own):
+                report.error(f"parameters[{own}]", f"leave it out (no support for {feature})")
     if name in broken:
         report.warning(key, f"not checked: {name}/config.pbtxt cannot be read")
         return
@@ -50,3 +53,18 @@ def check_pipeline(
             f"{str(mine).lower()}, but {name} has {str(theirs).lower()}",
         )
     check_tokenizer("parameters[tokenizer]", message, llm, report)
+
+
+def _llm_of(message: Any) -> tuple[str, str]:
+    """The key that names the ``llm``, and its value; empty: there is no such key."""
+    if name := _parameter(message, BLS_LLM_NAME):
+        return f"parameters[{BLS_LLM_NAME}]", name
+    missing = LLM_NAME not in message.parameters
+    return f"parameters[{LLM_NAME}]", "" if missing else _parameter(message, LLM_NAME) or _DEFAULT
+
+
+def _parameter(message: Any, key: str) -> str:
+    """As the backend reads it; empty: not set."""
+    if key not in message.parameters:  # asking for the value would make one
+        return ""
+    return str(message.parameters[key].string_value.strip())

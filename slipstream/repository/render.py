@@ -11,8 +11,14 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from slipstream.config import Role, SlipstreamConfig, role_parameters
-from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES, Interface, Tensor
+from slipstream.config import Role, SlipstreamConfig, parameter_text, role_parameters
+from slipstream.repository.tensors import (
+    BLS_INTERFACE,
+    DTYPE_CHOICES,
+    INTERFACES,
+    Interface,
+    Tensor,
+)
 from slipstream.repository.wiring import STEPS
 
 BACKEND = "slipstream"
@@ -28,10 +34,15 @@ NAMING = {
         "llm": "tensorrt_llm",
         "detokenize": "postprocessing",
         "pipeline": "ensemble",
+        "bls": "tensorrt_llm_bls",  # role `pipeline` again
     },
 }
-# The parameter of role `pipeline` that names the model of role `llm`.
+# The parameter of role `pipeline` that names the model of role `llm`, and its name in
+# `tensorrt_llm_bls`, which goes first if it is set.
 LLM_NAME = "llm_model_name"
+BLS_LLM_NAME = "tensorrt_llm_model_name"
+# The parameter that tells `tensorrt_llm_bls` from an ensemble.
+ACCUMULATE = "accumulate_tokens"
 # Text fed to the detokenizer must arrive in order, which only one instance guarantees.
 POSTPROCESSING_INSTANCES = 1
 
@@ -46,6 +57,7 @@ class RepositorySettings:
     decoupled: bool = True
     preprocessing_instances: int = 2
     max_queue_delay_us: int = 0
+    accumulate_tokens: bool = False
     types: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -58,6 +70,7 @@ class RepositorySettings:
             decoupled=section.decoupled,
             preprocessing_instances=section.preprocessing_instances,
             max_queue_delay_us=section.max_queue_delay_us,
+            accumulate_tokens=section.accumulate_tokens,
             types={name: getattr(section, name) for name in DTYPE_CHOICES},
         )
 
@@ -70,10 +83,14 @@ def render_repository(config: SlipstreamConfig) -> dict[str, Any]:
     settings = RepositorySettings.of(config)
     roles: tuple[Role, ...] = ("tokenize", "llm", "detokenize")
     messages = [render_role(role, settings, role_parameters(config, role)) for role in roles]
+    parameters = role_parameters(config, "pipeline")
     if settings.ensemble == "fused":
-        messages.append(render_role("pipeline", settings, role_parameters(config, "pipeline")))
+        messages.append(render_role("pipeline", settings, parameters))
     else:
         messages.append(render_steps(settings))
+    if "bls" in NAMING[settings.naming]:
+        parameters[ACCUMULATE] = parameter_text(settings.accumulate_tokens)
+        messages.append(render_bls(settings, parameters))
     return {message.name: message for message in messages}
 
 
@@ -108,6 +125,19 @@ def render_role(role: Role, settings: RepositorySettings, parameters: Mapping[st
     return message
 
 
+def render_bls(settings: RepositorySettings, parameters: Mapping[str, str]) -> Any:
+    """The ``ModelConfig`` of `tensorrt_llm_bls`: the fused ensemble under another name.
+
+    ``parameters`` has ``ACCUMULATE``.
+    """
+    message = render_role("pipeline", settings, parameters)
+    message.name = NAMING[settings.naming]["bls"]
+    message.ClearField("input")
+    message.ClearField("output")
+    _declare(message, BLS_INTERFACE, dict(settings.types))
+    return message
+
+
 def render_steps(settings: RepositorySettings) -> Any:
     """The ``ModelConfig`` of the ensemble as steps that Triton runs."""
     names = NAMING[settings.naming]
@@ -133,6 +163,20 @@ def is_role(message: Any, role: str) -> bool:
         and "role" in message.parameters
         and bool(message.parameters["role"].string_value == role)
     )
+
+
+def is_bls(message: Any) -> bool:
+    """Whether a model is `tensorrt_llm_bls`, whatever its name."""
+    return is_role(message, "pipeline") and ACCUMULATE in message.parameters
+
+
+def interface_of(message: Any) -> Interface:
+    """What a model that the backend serves declares; an ensemble of steps stands for one."""
+    if message.backend != BACKEND:
+        return INTERFACES["pipeline"]
+    if is_bls(message):
+        return BLS_INTERFACE
+    return INTERFACES[message.parameters["role"].string_value]
 
 
 def to_text(message: Any) -> str:

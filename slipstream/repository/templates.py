@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from slipstream.config import Role, SlipstreamConfig, role_parameters
-from slipstream.repository.drop_in import PLACEHOLDERS, QUEUE_SIZE
+from slipstream.repository.drop_in import BLS_PLACEHOLDERS, PLACEHOLDERS, QUEUE_SIZE
 from slipstream.repository.render import (
+    NAMING,
     RepositorySettings,
+    interface_of,
+    render_bls,
     render_role,
     render_steps,
     to_text,
@@ -24,7 +27,6 @@ from slipstream.repository.render import (
 from slipstream.repository.tensors import (
     DTYPE_CHOICES,
     ENCODER_FEATURES,
-    INTERFACES,
     LOGITS,
     PROMPT_TABLE,
 )
@@ -42,6 +44,7 @@ class _Scheme:
     batch: str
     decoupled: str
     instances: str
+    bls_instances: str
     delay: str
     mandatory: frozenset[str]
     defaults: Mapping[str, str]
@@ -53,6 +56,7 @@ _SCHEMES = {
         batch="max_batch_size",
         decoupled="decoupled",
         instances="preprocessing_instances",
+        bls_instances="",
         delay="max_queue_delay_us",
         mandatory=frozenset({"model", "tokenizer"}),
         defaults={
@@ -67,6 +71,7 @@ _SCHEMES = {
         batch="triton_max_batch_size",
         decoupled="decoupled_mode",
         instances="preprocessing_instance_count",
+        bls_instances="bls_instance_count",
         delay="max_queue_delay_microseconds",
         mandatory=frozenset(
             {
@@ -78,6 +83,7 @@ _SCHEMES = {
         ),
         defaults={
             "preprocessing_instance_count": "1",
+            "bls_instance_count": "1",
             "max_queue_delay_microseconds": "0",
             "max_queue_size": "0",
             **_TYPE_DEFAULTS,
@@ -97,6 +103,7 @@ _OPTIONAL_HERE = {
     "tokenize": {"engine_dir"},
     "pipeline": {"engine_dir"},
     "llm": {"tokenizer_dir"},
+    "bls": {"tokenizer_dir"},
 }
 
 
@@ -117,6 +124,10 @@ def render_templates(naming: str) -> dict[str, str]:
     message = render_steps(settings)
     _mark_types(message, only=LOGITS)
     texts[message.name] = _finish(to_text(message), "ensemble", naming, scheme)
+    if "bls" in NAMING[naming]:
+        message = render_bls(settings, _filled_by(BLS_PLACEHOLDERS | QUEUE_SIZE, "pipeline"))
+        _mark_types(message, only=LOGITS)
+        texts[message.name] = _finish(to_text(message), "bls", naming, scheme)
     return texts
 
 
@@ -142,13 +153,16 @@ def _parameters(naming: str, role: Role) -> dict[str, str]:
         keys: dict[str, str] = {key: key for key in role_parameters(SlipstreamConfig(), role)}
     else:
         keys = PLACEHOLDERS[role] | ({} if role == "detokenize" else QUEUE_SIZE)
-    return {key: f"${{{placeholder}}}" for key, placeholder in keys.items()} | {"role": role}
+    return _filled_by(keys, role)
+
+
+def _filled_by(placeholders: Mapping[str, str], role: Role) -> dict[str, str]:
+    return {key: f"${{{name}}}" for key, name in placeholders.items()} | {"role": role}
 
 
 def _mark_types(message: Any, only: str = "") -> None:
     """Replaces the types that a repository may choose by markers."""
-    role = message.parameters["role"].string_value if message.backend else "pipeline"
-    interface = INTERFACES[role]
+    interface = interface_of(message)
     pairs = [
         *zip(message.input, interface.inputs, strict=True),
         *zip(message.output, interface.outputs, strict=True),
@@ -163,7 +177,7 @@ def _finish(text: str, role: str, naming: str, scheme: _Scheme) -> str:
     """Puts the placeholders in, and a header that tools/fill_template.py reads."""
     markers = {
         _BATCH: scheme.batch,
-        _INSTANCES: scheme.instances,
+        _INSTANCES: scheme.bls_instances if role == "bls" else scheme.instances,
         _DELAY: scheme.delay,
         _QUEUE: "max_queue_size",
     } | {number: name for name, number in _TYPES.items()}

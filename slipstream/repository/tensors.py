@@ -5,12 +5,13 @@
 Names, types, dims, order and flags are the wire interface that existing clients rely on. ``dims``
 leave out the batch dimension. A prompt comes as ``QUERY`` (the ensemble's ``text_input``) or as
 chat ``MESSAGES``, so that both are optional here; the backend wants one of them. It also wants
-``REQUEST_OUTPUT_LEN`` and ``max_tokens``; see ``wiring.REFUSED_BY_TOKENIZE``.
+``REQUEST_OUTPUT_LEN`` and ``max_tokens``; see ``wiring.REFUSED_BY_TOKENIZE``. `tensorrt_llm_bls`
+never is an ensemble of steps, and declares ``max_tokens`` required.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Types that a repository may choose; a template leaves them as placeholders.
 LOGITS = "logits_datatype"
@@ -298,6 +299,13 @@ _POSTPROCESSING_INPUTS = (
     _optional("ACCEPTANCE_RATE", "FP32", 1),
 )
 
+_PIPELINE_OUTPUTS = (
+    Tensor("text_output", "STRING", (-1,)),
+    *_RESULT_OUTPUTS,
+    *_PERF_OUTPUTS,
+    *_OWN_OUTPUTS,
+)
+
 # By role of the backend. An ensemble of steps has the interface of `pipeline`.
 INTERFACES = {
     "llm": Interface(_LLM_INPUTS, _LLM_OUTPUTS),
@@ -306,13 +314,22 @@ INTERFACES = {
         _POSTPROCESSING_INPUTS,
         (Tensor("OUTPUT", "STRING", (-1,)), Tensor("ACCEPTANCE_RATE", "FP32", (1,))),
     ),
-    "pipeline": Interface(
-        _ENSEMBLE_INPUTS,
-        (
-            Tensor("text_output", "STRING", (-1,)),
-            *_RESULT_OUTPUTS,
-            *_PERF_OUTPUTS,
-            *_OWN_OUTPUTS,
-        ),
-    ),
+    "pipeline": Interface(_ENSEMBLE_INPUTS, _PIPELINE_OUTPUTS),
 }
+
+# Role `pipeline` as `tensorrt_llm_bls`. The last inputs are refused when they ask for anything.
+BLS_INTERFACE = Interface(
+    (
+        *(
+            replace(tensor, optional=False) if tensor.name == "max_tokens" else tensor
+            for tensor in _ENSEMBLE_INPUTS
+        ),
+        _optional("image_input", "FP16", -1, 3, -1, -1),
+        _optional("image_bytes_input", "UINT8", -1, -1, -1, -1),
+        _optional("image_url_input", "STRING", 1),
+        _optional("video_bytes_input", "UINT8", -1, -1, -1, -1),
+        _optional("num_draft_tokens", "INT32", 1),
+        _optional("use_draft_logits", "BOOL", 1),
+    ),
+    _PIPELINE_OUTPUTS,
+)

@@ -71,6 +71,13 @@ TENSORRT_LLM = Recipe(
     models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "steps"),
 )
 
+BLS = replace(
+    DEMO,
+    key="bls",
+    overrides=DEMO.overrides | {"naming": "tensorrt_llm", "max_restarts": 0},
+    models=("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls"),
+)
+
 # For tests in which clients leave. A prompt of a few hundred tokens takes half a second here, and
 # of three requests one waits.
 LEFT = Recipe(

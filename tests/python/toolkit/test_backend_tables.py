@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from slipstream.config import Role, SlipstreamConfig, role_parameters
 from slipstream.repository.drop_in import OTHER_KEYS, PLACEHOLDERS
-from slipstream.repository.tensors import DTYPE_CHOICES, INTERFACES
+from slipstream.repository.tensors import BLS_INTERFACE, DTYPE_CHOICES, INTERFACES
 from slipstream.repository.wiring import REFUSED_BY_TOKENIZE, STEPS
 
 from .conftest import ROOT
@@ -30,7 +31,7 @@ def function(text: str, signature: str) -> str:
 
 
 def row_keys(body: str) -> set[str]:
-    keys = set(re.findall(r'\{"(\w+)",\s*"\w*",', body))
+    keys = set(re.findall(r'\{"(\w+)",\s*"\w*",\s*[^\s"]', body))
     for group in re.findall(r"for \(const char\* key : \{([^}]*)\}\)", body):
         keys |= set(re.findall(r'"(\w+)"', group))
     return keys
@@ -119,28 +120,29 @@ def test_outputs_are_declared_in_the_order_of_responses() -> None:
     assert [t.name for t in INTERFACES["llm"].outputs][:2] == ["output_ids", "sequence_length"]
 
 
-WIRE = re.compile(r'\{"(\w+)",\s*(kTokenize|kLlm),\s*"(\w+)"\}')
-STEP = {"kTokenize": "tokenize", "kLlm": "llm"}
+WIRE = re.compile(r'\{"(\w+)",\s*(kTokenize|kLlm|kPipeline),\s*"(\w+)"\}')
+STEP = {"kTokenize": "tokenize", "kLlm": "llm", "kPipeline": "pipeline"}
 
 
 def backend_wires() -> list[tuple[str, str, str]]:
-    """(client's name, role of the step, the step's name), in order"""
+    """(client's name, role of the step or "pipeline" for none, the step's name), in order"""
     body = function(source("pipeline_wiring.cc"), "const std::vector<Wire>& PipelineWires() {")
     return [(name, STEP[step], tensor) for name, step, tensor in WIRE.findall(body)]
 
 
 def test_the_pipeline_is_wired_like_the_steps() -> None:
     declared = [tensor.name for tensor in INTERFACES["pipeline"].inputs]
-    assert [name for name, _, _ in backend_wires()] == declared
+    wires = backend_wires()[: len(declared)]
+    assert [name for name, _, _ in wires] == declared
     wanted = {
         (name, step.role, tensor)
         for step in STEPS
         for tensor, name in step.inputs
         if name in declared
     }
-    assert wanted > set(backend_wires())
+    assert wanted > set(wires)
     # What goes to two steps is the llm's: the tokenizer only passes it on, or pads with it.
-    twice = wanted - set(backend_wires())
+    twice = wanted - set(wires)
     assert {(role, tensor) for _, role, tensor in twice} == {
         ("tokenize", "REQUEST_OUTPUT_LEN"),
         ("tokenize", "END_ID"),
@@ -152,15 +154,25 @@ def test_the_pipeline_declares_what_the_steps_take() -> None:
     rows = {
         "llm": backend_rows("LlmInputs"),
         "tokenize": backend_rows("TokenizeInputs"),
+        "pipeline": backend_rows("OwnPipelineInputs"),
     }
     wires = {name: (step, tensor) for name, step, tensor in backend_wires()}
-    for tensor in INTERFACES["pipeline"].inputs:
+    assert list(wires) == [tensor.name for tensor in BLS_INTERFACE.inputs]
+    for tensor in BLS_INTERFACE.inputs:
         step, name = wires[tensor.name]
         dtype, dims, optional = rows[step][name]
         assert tensor.dims == dims, tensor.name
-        assert tensor.optional == (optional or tensor.name == REFUSED_BY_TOKENIZE), tensor.name
+        assert tensor.optional == optional, tensor.name
         if tensor.dtype not in DTYPE_CHOICES and dtype:
             assert tensor.dtype == dtype, tensor.name
+
+
+def test_an_ensemble_differs_from_bls_in_what_it_leaves_out() -> None:
+    declared = INTERFACES["pipeline"].inputs
+    for tensor, other in zip(declared, BLS_INTERFACE.inputs, strict=False):
+        expected = replace(other, optional=True) if tensor.name == REFUSED_BY_TOKENIZE else other
+        assert tensor == expected
+    assert BLS_INTERFACE.outputs == INTERFACES["pipeline"].outputs
 
 
 def test_the_pipeline_answers_what_the_llm_answers() -> None:

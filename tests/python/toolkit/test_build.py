@@ -11,7 +11,7 @@ import pytest
 from slipstream.config import ConfigError, SlipstreamConfig, load_config, role_parameters
 from slipstream.repository import RepositoryError, build_repository, lint_repository, resolve
 from slipstream.repository.render import NAMING, parse_text, type_number
-from slipstream.repository.tensors import INTERFACES
+from slipstream.repository.tensors import BLS_INTERFACE, INTERFACES
 
 Configure = Callable[..., SlipstreamConfig]
 
@@ -44,6 +44,30 @@ def test_tensors_are_declared_as_in_the_table(repository: Path, role: str) -> No
         assert entry.optional == tensor.optional
         assert entry.allow_ragged_batch == tensor.ragged
         assert entry.HasField("reshape") == tensor.scalar
+
+
+@pytest.mark.parametrize("ensemble", ["fused", "steps"])
+def test_bls_is_a_second_pipeline(tmp_path: Path, configure: Configure, ensemble: str) -> None:
+    options = {"naming": "tensorrt_llm", "ensemble": ensemble, "accumulate_tokens": True}
+    build_repository(configure(**options), tmp_path / "r")
+    bls = read(tmp_path / "r", "tensorrt_llm_bls")
+    assert [entry.name for entry in bls.input] == [t.name for t in BLS_INTERFACE.inputs]
+    assert [entry.name for entry in bls.output] == [t.name for t in BLS_INTERFACE.outputs]
+    assert [entry.name for entry in bls.input if not entry.optional] == ["max_tokens"]
+    parameters = {key: v.string_value for key, v in bls.parameters.items()}
+    # Else it would not share the tokenizer's processes.
+    pipeline = role_parameters(configure(**options), "pipeline")
+    own = {"llm_model_name": "tensorrt_llm", "accumulate_tokens": "true"}
+    assert parameters == pipeline | own
+    if ensemble == "fused":
+        fused = read(tmp_path / "r", "ensemble").parameters
+        assert {key: v.string_value for key, v in fused.items()} == {
+            key: value for key, value in parameters.items() if key != "accumulate_tokens"
+        }
+
+
+def test_our_naming_has_no_bls(repository: Path) -> None:
+    assert not (repository / "tensorrt_llm_bls").exists()
 
 
 def test_wire_details_that_clients_rely_on(repository: Path) -> None:

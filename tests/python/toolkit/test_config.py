@@ -27,7 +27,7 @@ OPTIONS = {
     "text": "tokenizer_processes add_special_tokens allow_special skip_special_tokens "
     "exclude_input_in_output cancellation_check_period_ms stats_check_period_ms flow_window",
     "repository": "naming ensemble max_batch_size decoupled preprocessing_instances "
-    "max_queue_delay_us logits_datatype encoder_input_features_data_type "
+    "max_queue_delay_us accumulate_tokens logits_datatype encoder_input_features_data_type "
     "prompt_embedding_table_data_type",
     "server": "host http_port grpc_port metrics_port tritonserver start_timeout_s exit_timeout_s "
     "log_verbose",

@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from slipstream.repository import lint_repository
+from slipstream.config import SlipstreamConfig
+from slipstream.repository import build_repository, lint_repository
 
 from .mutants import mutants
+
+Configure = Callable[..., SlipstreamConfig]
 
 
 def change(repository: Path, model: str, old: str, new: str) -> None:
@@ -146,6 +150,54 @@ def test_the_gpu_of_an_llm(repository: Path, device: str, expected: list[str]) -
     assert all(finding.key == "instance_group[0].gpus" for finding in findings)
 
 
+BLS = "tensorrt_llm_bls"
+
+
+@pytest.fixture
+def bls_repository(tmp_path: Path, configure: Configure) -> Path:
+    folder = tmp_path / "bls_repository"
+    build_repository(configure(naming="tensorrt_llm"), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('name: "num_draft_tokens"', 'name: "num_draft_token"',
+         "input[num_draft_token]: no such tensor; the nearest is 'num_draft_tokens'"),
+        ('key: "accumulate_tokens"\n  value {\n    string_value: "false"',
+         'key: "accumulate_tokens"\n  value {\n    string_value: "maybe"',
+         "parameters[accumulate_tokens]: is 'maybe'; must be a valid boolean"),
+        ('key: "llm_model_name"', 'key: "tensorrt_llm_draft_model_name"',
+         "parameters[tensorrt_llm_draft_model_name]: leave it out (no support for draft tokens)"),
+        ('key: "llm_model_name"', 'key: "multimodal_encoders_name"',
+         "parameters[multimodal_encoders_name]: leave it out (no support for multimodal inputs)"),
+        ('key: "llm_model_name"\n  value {\n    string_value: "tensorrt_llm"',
+         'key: "tensorrt_llm_model_name"\n  value {\n    string_value: "ensemble"',
+         "parameters[tensorrt_llm_model_name]: 'ensemble' is no model of role llm; the nearest is "
+         "'tensorrt_llm'"),
+        ('key: "tokenizer"', 'key: "tokenizer_type"',
+         "parameters[tokenizer]: not set; the llm's applies"),
+    ],
+)  # fmt: skip
+def test_faults_of_bls_are_named(bls_repository: Path, old: str, new: str, expected: str) -> None:
+    check_fault(bls_repository, BLS, old, new, expected)
+
+
+def test_bls_may_name_its_llm_as_upstream_does(bls_repository: Path) -> None:
+    old = 'key: "llm_model_name"\n  value {\n    string_value: "tensorrt_llm"'
+    change(bls_repository, BLS, old, old.replace("llm_model_name", "tensorrt_llm_model_name"))
+    assert lint_repository(bls_repository) == []
+
+
+def test_max_tokens_of_bls_is_required(bls_repository: Path) -> None:
+    required = 'name: "max_tokens"\n  data_type: TYPE_INT32\n  dims: 1\n'
+    change(bls_repository, BLS, required, required + "  optional: true\n")
+    assert [finding.key for finding in lint_repository(bls_repository)] == [
+        "input[max_tokens].optional"
+    ]
+
+
 def test_first_outputs_keep_their_order(repository: Path) -> None:
     change(repository, "llm", 'name: "output_ids"', 'name: "was_first"')
     change(repository, "llm", 'name: "sequence_length"', 'name: "output_ids"')
@@ -198,19 +250,21 @@ def missed(files: list[Path], every: int) -> tuple[int, list[str]]:
     return tried, escaped
 
 
-def mutable_files(repository: Path, steps_repository: Path) -> list[Path]:
+@pytest.fixture
+def mutable_files(repository: Path, steps_repository: Path, bls_repository: Path) -> list[Path]:
     """Each kind of model once."""
-    return [*sorted(repository.glob("*/config.pbtxt")), steps_repository / "ensemble/config.pbtxt"]
+    others = (steps_repository / "ensemble", bls_repository / BLS)
+    return [*sorted(repository.glob("*/config.pbtxt")), *(f / "config.pbtxt" for f in others)]
 
 
-def test_lint_finds_a_sample_of_mutants(repository: Path, steps_repository: Path) -> None:
-    tried, escaped = missed(mutable_files(repository, steps_repository), every=17)
+def test_lint_finds_a_sample_of_mutants(mutable_files: list[Path]) -> None:
+    tried, escaped = missed(mutable_files, every=17)
     assert tried > 200
     assert len(escaped) <= 0.01 * tried, escaped
 
 
 @pytest.mark.slow
-def test_lint_finds_mutants(repository: Path, steps_repository: Path) -> None:
-    tried, escaped = missed(mutable_files(repository, steps_repository), every=1)
+def test_lint_finds_mutants(mutable_files: list[Path]) -> None:
+    tried, escaped = missed(mutable_files, every=1)
     assert tried > 3000
     assert len(escaped) <= 0.01 * tried, escaped

@@ -111,6 +111,27 @@ def test_a_typical_deploy_script(tmp_path: Path) -> None:
     assert not message.model_transaction_policy.decoupled
 
 
+def test_a_deploy_script_for_bls(tmp_path: Path) -> None:
+    """It fills in no tokenizer, and often no names of models."""
+    file = tmp_path / "config.pbtxt"
+    shutil.copy(TEMPLATES / "tensorrt_llm/tensorrt_llm_bls/config.pbtxt", file)
+    arguments = (
+        "triton_max_batch_size:64,decoupled_mode:True,bls_instance_count:3,accumulate_tokens:True,"
+        "logits_datatype:TYPE_FP16"
+    )
+    assert tool.main(["-i", str(file), arguments]) == 0
+    message = parse_text(file.read_text())
+    parameters = {key: v.string_value for key, v in message.parameters.items() if v.string_value}
+    assert parameters == {
+        "accumulate_tokens": "True",
+        "llm_model_name": "tensorrt_llm",
+        "max_queue_requests": "0",
+        "role": "pipeline",
+    }
+    assert [group.count for group in message.instance_group] == [3]
+    assert message.model_transaction_policy.decoupled
+
+
 def test_a_second_call_changes_a_value(tmp_path: Path) -> None:
     file = tmp_path / "config.pbtxt"
     shutil.copy(TEMPLATES / LLM, file)
