@@ -19,6 +19,27 @@ int64_t LeftMs(int64_t deadline_ns) {
 
 }  // namespace
 
+// Gives the process back in any case. One that is left by an exception is ended first: what it has
+// read or will answer is not known.
+class TokenizerPool::Turn final {
+ public:
+  Turn(TokenizerPool* pool, size_t index) : pool_(pool), index_(index) {}
+  ~Turn() {
+    if (!settled_) link()->reset();
+    pool_->GiveBack(index_);
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+  Link* link() { return &pool_->links_[index_]; }
+  void Settle() { settled_ = true; }
+
+ private:
+  TokenizerPool* const pool_;
+  const size_t index_;
+  bool settled_ = false;
+};
+
 TokenizerPool::TokenizerPool(TokenizerPoolConfig config)
     : config_(std::move(config)), links_(config_.num_processes) {}
 
@@ -87,18 +108,24 @@ StatusOr<TokenizerReply> TokenizerPool::Tokenize(const TokenizerRequest& request
   const int64_t deadline_ns = DeadlineNs(config_.request_timeout_ms);
   const StatusOr<size_t> index = Take(deadline_ns);
   if (!index.ok()) return index.status();
-  Link* link = &links_[*index];
+  const StatusOr<json> reply = AskTwice(*index, map, deadline_ns);
+  if (!reply.ok()) return reply.status();
+  return ParseTokenizerReply(*reply, request);
+}
+
+StatusOr<json> TokenizerPool::AskTwice(size_t index, const json& request, int64_t deadline_ns) {
+  Turn turn(this, index);
+  Link* link = turn.link();
   const bool was_running = *link != nullptr;
-  StatusOr<json> reply = Ask(link, map, deadline_ns);
+  StatusOr<json> reply = Ask(link, request, deadline_ns);
   // A process that was killed while it idled shows only now. One that dies of the request itself
   // does so twice.
   if (!reply.ok() && *link == nullptr && was_running &&
       reply.status().code() != StatusCode::kDeadlineExceeded) {
-    reply = Ask(link, map, deadline_ns);
+    reply = Ask(link, request, deadline_ns);
   }
-  GiveBack(*index);
-  if (!reply.ok()) return reply.status();
-  return ParseTokenizerReply(*reply, request);
+  turn.Settle();
+  return reply;
 }
 
 StatusOr<size_t> TokenizerPool::Take(int64_t deadline_ns) {

@@ -53,12 +53,15 @@ class TokenizerPool {
 
  private:
   using Link = std::unique_ptr<ChildLink>;  // null: to be started again
+  class Turn;                               // a process for the length of a request
 
   explicit TokenizerPool(TokenizerPoolConfig config);
   Status StartAll();
   StatusOr<Link> StartOne(TokenizerInfo* info) const;
   StatusOr<size_t> Take(int64_t deadline_ns);
   void GiveBack(size_t index);
+  StatusOr<nlohmann::json> AskTwice(size_t index, const nlohmann::json& request,
+                                    int64_t deadline_ns);
   StatusOr<nlohmann::json> Ask(Link* link, const nlohmann::json& request, int64_t deadline_ns);
   StatusOr<nlohmann::json> AwaitReply(ChildLink* link, int64_t id, int64_t deadline_ns);
 

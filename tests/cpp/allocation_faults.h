@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace slipstream {
@@ -10,8 +11,9 @@ namespace slipstream {
 // in a binary that replaces operator new (triton_abi_test.cc).
 class AllocationFault {
  public:
-  explicit AllocationFault(int64_t n);  // the n-th from now on, from 1
-  ~AllocationFault();                   // ends it
+  // The n-th from now on, from 1, of those that take so many bytes at least.
+  explicit AllocationFault(int64_t n, std::size_t at_least = 0);
+  ~AllocationFault();  // ends it
   AllocationFault(const AllocationFault&) = delete;
   AllocationFault& operator=(const AllocationFault&) = delete;
 

@@ -21,10 +21,11 @@
 namespace {
 
 thread_local int64_t countdown = 0;  // 0: no fault is set
+thread_local std::size_t least = 0;  // bytes of an allocation that counts
 thread_local bool struck = false;
 
-bool Strikes() {
-  if (countdown == 0 || slipstream::FaultPause::depth > 0) return false;
+bool Strikes(std::size_t size) {
+  if (countdown == 0 || size < least || slipstream::FaultPause::depth > 0) return false;
   if (countdown > 1) {
     --countdown;
     return false;
@@ -36,19 +37,20 @@ bool Strikes() {
 }  // namespace
 
 void* operator new(std::size_t size) {
-  void* memory = Strikes() ? nullptr : std::malloc(size == 0 ? 1 : size);
+  void* memory = Strikes(size) ? nullptr : std::malloc(size == 0 ? 1 : size);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  return Strikes() ? nullptr : std::malloc(size == 0 ? 1 : size);
+  return Strikes(size) ? nullptr : std::malloc(size == 0 ? 1 : size);
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace slipstream {
 
-AllocationFault::AllocationFault(int64_t n) : n_(n) {
+AllocationFault::AllocationFault(int64_t n, std::size_t at_least) : n_(n) {
+  least = at_least;
   countdown = n;
   ::struck = false;
 }
