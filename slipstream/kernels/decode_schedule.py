@@ -15,12 +15,17 @@ import torch
 import triton
 import triton.language as tl
 
-from slipstream.kernels.overlap import await_inputs, launch_options
-from slipstream.kernels.paged_common import MaskKind, first_visible, picked
+from slipstream.kernels.overlap import await_inputs
+from slipstream.kernels.paged_common import MaskKind
+from slipstream.kernels.schedule_common import (
+    CHUNK,
+    compiled_for,
+    load_sequences,
+    picked,
+    store_items,
+)
 from slipstream.kernels.stream_schedule import schedule_shares
 
-_LEAST_ROWS = 64  # compiled for; fewer are padded
-_CHUNK = 32  # items that one program of the kernel provides for
 _MOST_WAVES = 6  # of parts: of fewer than two of wholes each is cut into four at most
 _MOST_PARTS = 128  # the last program to finish reads those of all
 FIELDS = 8  # of an item
@@ -91,6 +96,10 @@ def schedule_decodes(
     ``[n]``, its row of block tables. positions: int32 ``[tokens]``, of the batch. tile: positions
     that a program reads at a time.
     """
+    n = rows.shape[0]
+    most = schedule.most_items(n)
+    assert most <= schedule.items.shape[0], "the schedule is too small"
+    options = compiled_for(n, schedule.items, tile, mask_kind, mask_size)
     if schedule.programs is not None:
         schedule_shares(
             rows,
@@ -98,16 +107,12 @@ def schedule_decodes(
             positions,
             schedule.items,
             schedule.programs,
-            kv_heads=schedule.kv_heads,
-            tile=tile,
-            mask_kind=mask_kind,
-            mask_size=mask_size,
+            most,
+            schedule.kv_heads,
+            options,
         )
         return
-    n = rows.shape[0]
-    most = schedule.most_items(n)
-    assert most <= schedule.items.shape[0], "the schedule is too small"
-    _schedule[(triton.cdiv(most, _CHUNK),)](
+    _schedule[(triton.cdiv(most, CHUNK),)](
         rows,
         slots,
         positions,
@@ -117,15 +122,8 @@ def schedule_decodes(
         schedule.kv_heads,
         schedule.running,
         schedule.num_sms,
-        TILE=tile,
-        MASK=mask_kind,
-        MASK_SIZE=mask_size,
-        ROWS=max(_LEAST_ROWS, triton.next_power_of_2(n)),
-        CHUNK=_CHUNK,
         MOST_PARTS=_MOST_PARTS,
-        FIELDS=FIELDS,
-        num_warps=8,
-        **launch_options(),
+        **options,
     )
 
 
@@ -165,13 +163,10 @@ def _schedule(
     PDL: tl.constexpr,
 ):
     await_inputs(PDL)
-    index = tl.arange(0, ROWS)
-    row = tl.load(rows + index, index < n, other=-1)
+    row, slot, end, first, tiles = load_sequences(
+        rows, slots, positions, n, TILE, MASK, MASK_SIZE, ROWS
+    )
     real = row >= 0
-    slot = tl.load(slots + index, real, other=0)
-    end = tl.load(positions + row, real, other=0) + 1
-    first = first_visible(end - 1, MASK, MASK_SIZE) // TILE
-    tiles = tl.where(real, tl.cdiv(end, TILE) - first, 0)
     # As many items as run at a time, so that all finish together; a few more where they would fill
     # a second wave badly. Once every SM has work, only what is long is cut: each part costs writing
     # and reading it again.
@@ -185,7 +180,8 @@ def _schedule(
     until = tl.cumsum(parts, 0) * kv_heads
 
     item = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    here = tl.sum((until[None, :] <= item[:, None]).to(tl.int32), 1)[:, None] == index[None, :]
+    sequence = tl.sum((until[None, :] <= item[:, None]).to(tl.int32), 1)
+    here = sequence[:, None] == tl.arange(0, ROWS)[None, :]
     its_parts = picked(here, parts)
     its_tiles = picked(here, tiles)
     its_first = picked(here, first)
@@ -193,13 +189,9 @@ def _schedule(
     rest = item - before
     kv_head = rest // tl.maximum(its_parts, 1)
     part = rest - kv_head * its_parts
-    record = items + item * FIELDS
-    used = item < most
-    tl.store(record, picked(here, row), used)
-    tl.store(record + 1, picked(here, slot), used)
-    tl.store(record + 2, picked(here, end), used)
-    tl.store(record + 3, kv_head, used)
-    tl.store(record + 4, its_first + part * its_tiles // tl.maximum(its_parts, 1), used)
-    tl.store(record + 5, its_first + (part + 1) * its_tiles // tl.maximum(its_parts, 1), used)
-    tl.store(record + 6, item - part, used)
-    tl.store(record + 7, its_parts, used)
+    from_tile = its_first + part * its_tiles // tl.maximum(its_parts, 1)
+    to_tile = its_first + (part + 1) * its_tiles // tl.maximum(its_parts, 1)
+    store_items(
+        items, item, most, here, row, slot, end, kv_head, from_tile, to_tile, item - part,
+        its_parts, FIELDS,
+    )  # fmt: skip

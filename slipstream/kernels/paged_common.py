@@ -97,12 +97,6 @@ def first_visible(position, MASK: tl.constexpr, MASK_SIZE: tl.constexpr):
 
 
 @triton.jit
-def picked(here, values):
-    """Of each row of ``here`` the one of ``values`` where it is true, or zero."""
-    return tl.sum(tl.where(here, values[None, :], 0), 1)
-
-
-@triton.jit
 def capped(raw, inner, SOFT_CAP: tl.constexpr):
     """``tanh`` of the scaled scores over the cap, by the exponential; raw as it is without a cap.
 

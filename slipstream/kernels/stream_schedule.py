@@ -11,15 +11,14 @@ lies between two pairs, a number is left out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from slipstream.kernels.overlap import await_inputs, launch_options
-from slipstream.kernels.paged_common import MaskKind, first_visible, picked
-
-_LEAST_ROWS = 64  # compiled for; fewer are padded
-_CHUNK = 32  # items, and programs of the attention, that one program provides for
+from slipstream.kernels.overlap import await_inputs
+from slipstream.kernels.schedule_common import CHUNK, load_sequences, picked, store_items
 
 
 def schedule_shares(
@@ -28,35 +27,23 @@ def schedule_shares(
     positions: torch.Tensor,
     items: torch.Tensor,
     programs: torch.Tensor,
-    *,
+    most: int,
     kv_heads: int,
-    tile: int,
-    mask_kind: MaskKind,
-    mask_size: int,
+    options: dict[str, Any],
 ) -> None:
-    """Fills items and programs of a DecodeSchedule; the other arguments are of
-    ``schedule_decodes``."""
-    n, running = rows.shape[0], programs.shape[0]
-    most = n * kv_heads + running
-    assert most <= items.shape[0], "the schedule is too small"
-    _shares[(triton.cdiv(most, _CHUNK),)](
+    """Fills up to ``most`` items, and programs, of a DecodeSchedule. rows, slots, positions: see
+    ``schedule_decodes``. options: by ``compiled_for``."""
+    _shares[(triton.cdiv(most, CHUNK),)](
         rows,
         slots,
         positions,
         items,
         programs,
-        n,
+        rows.shape[0],
         most,
         kv_heads,
-        running,
-        TILE=tile,
-        MASK=mask_kind,
-        MASK_SIZE=mask_size,
-        ROWS=max(_LEAST_ROWS, triton.next_power_of_2(n)),
-        CHUNK=_CHUNK,
-        FIELDS=items.shape[1],
-        num_warps=8,
-        **launch_options(),
+        programs.shape[0],
+        **options,
     )
 
 
@@ -92,13 +79,10 @@ def _shares(
     PDL: tl.constexpr,
 ):
     await_inputs(PDL)
-    index = tl.arange(0, ROWS)
-    row = tl.load(rows + index, index < n, other=-1)
+    row, slot, end, first, tiles = load_sequences(
+        rows, slots, positions, n, TILE, MASK, MASK_SIZE, ROWS
+    )
     real = row >= 0
-    slot = tl.load(slots + index, real, other=0)
-    end = tl.load(positions + row, real, other=0) + 1
-    first = first_visible(end - 1, MASK, MASK_SIZE) // TILE
-    tiles = tl.where(real, tl.cdiv(end, TILE) - first, 0)
     rank = tl.cumsum(real.to(tl.int32), 0)
     pair = (rank - 1) * kv_heads  # the first of each row
     begin = (tl.cumsum(tiles, 0) - tiles) * kv_heads
@@ -122,19 +106,13 @@ def _shares(
     to_tile = tl.minimum((number - kv_head + 1) * share - head_begin, its_tiles)
     parts = (head_begin + its_tiles - 1) // share - first_share + 1
     parts = tl.where((kv_head < kv_heads) & (from_tile < to_tile), parts, 0)
-    record = items + item * FIELDS
-    used = item < most
     its_first = picked(here, first)
-    tl.store(record, picked(here, row), used)
-    tl.store(record + 1, picked(here, slot), used)
-    tl.store(record + 2, picked(here, end), used)
-    tl.store(record + 3, kv_head, used)
-    tl.store(record + 4, its_first + from_tile, used)
-    tl.store(record + 5, its_first + to_tile, used)
-    tl.store(record + 6, its_item + kv_head + first_share, used)
-    tl.store(record + 7, parts, used)
+    store_items(
+        items, item, most, here, row, slot, end, kv_head, its_first + from_tile,
+        its_first + to_tile, its_item + kv_head + first_share, parts, FIELDS,
+    )  # fmt: skip
 
-    program = item
+    program = item  # a program provides for as many of the attention's
     start = program * share
     has_any = start < in_all
     last = tl.minimum(start + share, in_all) - 1
