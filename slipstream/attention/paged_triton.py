@@ -98,11 +98,12 @@ class PagedTriton:
         pool = self.places[0][1]
         num_sms = torch.cuda.get_device_properties(pool.device).multi_processor_count
         few = most_streamed(self.num_kv_heads, num_sms) if streams_decode(num_heads, pool) else 0
-        most = {True: min(few, max_decodes), False: max_decodes if few < max_decodes else 0}
+        sizes = {True: min(few, max_decodes)} if few else {}
+        if few < max_decodes:
+            sizes[False] = max_decodes
         self._decode_kernels = [
-            self._decode_kernel(most[streamed], num_sms, pool.device, streamed=streamed)
-            for streamed in (True, False)
-            if most[streamed]
+            self._decode_kernel(most, num_sms, pool.device, streamed=streamed)
+            for streamed, most in sizes.items()
         ]
 
     def _decode_kernel(
@@ -158,6 +159,7 @@ class PagedTritonPlan:
     def __init__(self, backend: PagedTriton, batch: DeviceBatch) -> None:
         self._backend = backend
         self._batch = batch
+        self._decode_kernel = backend.decode_kernel(batch)
 
     def run(
         self,
@@ -183,7 +185,7 @@ class PagedTritonPlan:
         self, layer: int, queries: torch.Tensor, out: torch.Tensor, sinks: torch.Tensor | None
     ) -> None:
         group, pool = self._backend.places[layer]
-        kernel = self._backend.decode_kernel(self._batch)
+        kernel = self._decode_kernel
         decode_attention(
             queries,
             pool,

@@ -145,12 +145,11 @@ def decode_attention(
     inner, factor = scoring(scale * key_scale, soft_cap)
     tile = decode_tile(head_dim, schedule.streamed)
     compiled_for = compile_time(q, pool, mask_kind, mask_size, soft_cap, sinks)
-    if schedule.programs is not None:
+    if schedule.streamed:
         from slipstream.kernels.stream_decode import launch_stream_decode
 
         launch_stream_decode(
-            q, pool, block_tables, out, sinks, schedule.items, schedule.programs,
-            workspace.sums, workspace.stats, workspace.arrivals, inner, factor, value_scale,
+            q, pool, block_tables, out, sinks, schedule, workspace, inner, factor, value_scale,
             tile=tile, compiled_for=compiled_for,
         )  # fmt: skip
         return

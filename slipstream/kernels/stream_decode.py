@@ -12,7 +12,7 @@ another one fills in the same step.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -29,6 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from slipstream.kernels.decode_schedule import FIELDS, DecodeSchedule
 from slipstream.kernels.paged_common import (
     LOG2E,
     LOWEST,
@@ -36,6 +37,9 @@ from slipstream.kernels.paged_common import (
     first_visible,
     softmax_step,
 )
+
+if TYPE_CHECKING:  # which imports this module
+    from slipstream.kernels.paged_decode import DecodeWorkspace
 
 _TILE_BYTES = 32 << 10  # keys and values
 _STAGES = 6  # of an SM's 227 KiB 192: leaves some to the kernels before and after
@@ -382,11 +386,8 @@ def launch_stream_decode(
     block_tables: torch.Tensor,
     out: torch.Tensor,
     sinks: torch.Tensor | None,
-    items: torch.Tensor,
-    programs: torch.Tensor,
-    sums: torch.Tensor,
-    stats: torch.Tensor,
-    arrivals: torch.Tensor,
+    schedule: DecodeSchedule,
+    workspace: DecodeWorkspace,
     inner: float,
     factor: float,
     value_scale: float,
@@ -396,19 +397,20 @@ def launch_stream_decode(
 ) -> None:
     """``decode_attention``, which calls this, where ``streams_decode``.
 
-    items, programs: see DecodeSchedule. sums, stats, arrivals: see DecodeWorkspace. inner, factor:
-    see ``scoring``. compiled_for: by ``compile_time``.
+    schedule: one with programs. inner, factor: see ``scoring``. compiled_for: by ``compile_time``.
     """
+    assert schedule.programs is not None
     assert pool.dtype == q.dtype
     assert tile * pool.shape[4] * 4 == _TILE_BYTES
     others = ("HEAD_DIM", "DIM", "PRECISION")  # constants of the other kernels
-    _stream_decode[(programs.shape[0],)](
-        q, _descriptor(pool, tile), block_tables, out, sinks, items, programs, sums, stats,
-        arrivals, inner, factor, value_scale, q.stride(0), q.stride(1), block_tables.stride(0),
+    _stream_decode[(schedule.running,)](
+        q, _descriptor(pool, tile), block_tables, out, sinks, schedule.items, schedule.programs,
+        workspace.sums, workspace.stats, workspace.arrivals, inner, factor, value_scale,
+        q.stride(0), q.stride(1), block_tables.stride(0),
         TILE=tile,
         STAGES=_STAGES,
         REGISTERS=_PRODUCER_REGISTERS,
-        FIELDS=items.shape[1],
+        FIELDS=FIELDS,
         num_warps=_WARPS,
         maxnreg=_REGISTERS,
         **{name: value for name, value in compiled_for.items() if name not in others},

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from slipstream.kernels.decode_schedule import DecodeSchedule
+from slipstream.kernels.paged_decode import DecodeWorkspace
+
 
 class TorchStreamDecode:
     """As ``launch_stream_decode``. launches: so far; parts: most that a sequence came in."""
@@ -23,11 +26,8 @@ class TorchStreamDecode:
         block_tables: torch.Tensor,
         out: torch.Tensor,
         sinks: torch.Tensor | None,
-        items: torch.Tensor,
-        programs: torch.Tensor,
-        sums: torch.Tensor,
-        stats: torch.Tensor,
-        arrivals: torch.Tensor,
+        schedule: DecodeSchedule,
+        workspace: DecodeWorkspace,
         inner: float,
         factor: float,
         value_scale: float,
@@ -37,11 +37,13 @@ class TorchStreamDecode:
     ) -> None:
         assert sinks is None
         assert not compiled_for["SOFT_CAP"]
+        assert schedule.programs is not None
+        programs = schedule.programs.tolist()
         self.launches += 1
         group, per_block = compiled_for["GROUP"], compiled_for["PER_BLOCK"]
         seen: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
-        for item in (i for first, last in programs.tolist() for i in range(first, last)):
-            row, slot, end, head, begin_tile, end_tile, _, parts = items[item].tolist()
+        for item in (i for first, last in programs for i in range(first, last)):
+            row, slot, end, head, begin_tile, end_tile, _, parts = schedule.items[item].tolist()
             first = 0
             if compiled_for["MASK"] == "sliding":
                 first = max(end - compiled_for["MASK_SIZE"], 0)
