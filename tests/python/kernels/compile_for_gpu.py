@@ -187,6 +187,14 @@ def compile_streamed_decodes() -> None:
             n=3, scale=0.1, soft_cap=soft_cap, sinks=sinks, **masked,
         )  # fmt: skip
         check_streamed(latest["_stream_decode"], early=False)
+        check_carried(latest["_stream_decode"], 6)
+
+
+def check_carried(kernel: Any, most: int) -> None:
+    """Of the loops that change nothing but numbers, the one of most of them still changes so many:
+    all that it was written to."""
+    loops = re.findall(r"scf\.for .* -> \((i32(?:, i32)*)\)", kernel.asm["ttgir"])
+    assert max(len(changed.split(", ")) for changed in loops) == most, "a value was taken to stay"
 
 
 def check_streamed(kernel: Any, *, waits: int = 2, early: bool = True) -> None:
