@@ -24,6 +24,14 @@ bool Before(const Sequence* a, const Sequence* b) {
   return a->rank != b->rank ? a->rank < b->rank : a->order < b->order;
 }
 
+// How many of the `remaining` tokens from position `first` on are computed next. An inner chunk
+// ends with a block, so that others can share it and continue from there.
+int32_t ChunkOf(int32_t remaining, int32_t first, int32_t budget, int32_t tokens_per_block) {
+  const int32_t chunk = std::min(remaining, budget);
+  const int32_t over = (first + chunk) % tokens_per_block;
+  return chunk < remaining && chunk > over ? chunk - over : chunk;
+}
+
 }  // namespace
 
 struct Scheduler::Building {
@@ -36,6 +44,16 @@ struct Scheduler::Building {
   int32_t lookups = kMaxLookupsPerStep;
   bool short_of_blocks = false;
   const RequestState* alone = nullptr;  // the only one whose running sequences may be scheduled
+  bool single = true;                   // all chunks so far are of one token,
+  std::vector<BlockHash> filled = {};   // and these are the blocks that they fill
+
+  // Whether a next chunk of so many tokens would see, in the first `num_blocks` of `hashes`, what
+  // this step writes, although all of its chunks are of one token.
+  bool TooEarly(int32_t chunk, const std::vector<BlockHash>& hashes, int32_t num_blocks) const {
+    if (!single || chunk > 1 || filled.empty()) return false;
+    const auto end = hashes.begin() + num_blocks;
+    return std::find_first_of(hashes.begin(), end, filled.begin(), filled.end()) != end;
+  }
 };
 
 Scheduler::Scheduler(const ExecutorConfig& config, const KvGroups::Options& kv)
@@ -281,6 +299,8 @@ Scheduler::Lack Scheduler::Admit(Sequence* s, Building* b) {
   // preemption) is still cut up, or it could never run again.
   const bool whole = !config_.enable_chunked_prefill && todo <= config_.max_num_tokens;
   if (whole && todo > b->budget) return Lack::kBudget;
+  const int32_t chunk = ChunkOf(todo, cached, b->budget, kv_.tokens_per_block());
+  if (b->TooEarly(chunk, s->kv.hashes, match.num_blocks)) return Lack::kTurn;
   if (!Fits(*s, match, cached + std::min(todo, b->budget))) return Lack::kBlocks;
   waiting_.Remove(s);
   s->rank = waiting_.RankOf(*s, b->now);
@@ -326,6 +346,8 @@ void Scheduler::ShareAhead(Sequence* s, int32_t* shared_tokens, Building* b) {
          b->lookups > 0) {
     const int32_t next = s->kv.stored;
     if (next >= static_cast<int32_t>(s->kv.hashes.size())) return;
+    const int32_t chunk = ChunkOf(s->remaining() - bs, s->scheduled + bs, b->budget, bs);
+    if (b->TooEarly(chunk, s->kv.hashes, next + 1)) return;
     --b->lookups;
     if (!kv_.ExtendShared(&s->kv)) return;
     RetainReused(s, next, b->now);
@@ -342,11 +364,7 @@ bool Scheduler::ScheduleChunk(Sequence* s, Building* b) {
     s->cached_tokens += shared;
     s->perf.kv_reused_blocks += shared / kv_.tokens_per_block();
   }
-  const int32_t bs = kv_.tokens_per_block();
-  int32_t chunk = std::min(s->remaining(), b->budget);
-  // An inner chunk ends with a block, so that others can share it and continue from there.
-  const int32_t over = (s->scheduled + chunk) % bs;
-  if (chunk < s->remaining() && chunk > over) chunk -= over;
+  const int32_t chunk = ChunkOf(s->remaining(), s->scheduled, b->budget, kv_.tokens_per_block());
   if (!kv_.Advance(s->scheduled, s->scheduled + chunk, b->now, &s->kv)) return false;
   AppendToPlan(s, chunk, b);
   return true;
@@ -376,7 +394,12 @@ void Scheduler::AppendToPlan(Sequence* s, int32_t chunk, Building* b) {
   ++s->in_flight;
   s->pending += samples ? 1 : 0;
   if (context && end >= s->prompt_len) s->context_logits_done = true;
+  b->single &= chunk == 1;
+  const int32_t stored = s->kv.stored;
   StoreFullBlocks(s, b->now);
+  if (!b->single) return;
+  b->filled.insert(b->filled.end(), s->kv.hashes.begin() + stored,
+                   s->kv.hashes.begin() + s->kv.stored);
 }
 
 void Scheduler::AppendNewBlocks(Sequence* s, StepPlan* plan) {

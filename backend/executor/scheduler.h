@@ -70,8 +70,8 @@ class Scheduler {
   std::string CheckIntegrity(const std::vector<const Sequence*>& leaving) const;
 
  private:
-  struct Building;                                        // the step under construction
-  enum class Lack { kNothing, kSlot, kBlocks, kBudget };  // what keeps a sequence waiting
+  struct Building;                                               // the step under construction
+  enum class Lack { kNothing, kSlot, kBlocks, kBudget, kTurn };  // what keeps a sequence waiting
 
   void ScheduleRunning(Building* b, bool decodes);
   void AdmitWaiting(Building* b, int32_t rank);

@@ -16,7 +16,8 @@ namespace slipstream {
 // A worker applies a plan in this order: retired slots, admitted slots, block copies, forward.
 // Plans are applied strictly in step_id order. Within a layer, the KV of every sequence of the step
 // is written before any attention of the step reads: a sequence may attend to blocks which another
-// sequence fills in the same step.
+// sequence fills in the same step. Only in a step whose chunks are all of one token does no slot
+// hold a block that another one writes to, so that each may attend once it has written its own KV.
 //
 // Each KV group has its own pool of blocks, and each slot a block table per group, all of the same
 // length: entry i holds positions from i * tokens_per_block on. In a windowed group a slot holds

@@ -48,6 +48,7 @@ Status PlanChecker::Apply(const StepPlan& plan) {
     Status status = CheckShape(plan);
     if (!status.ok()) return status;
     step_ = plan.step_id;
+    single_ = plan.token_ids.size() == plan.num_seqs();
     for (const uint32_t id : last_slots_) GiveUp(&slots_[id], slots_[id].computed);
     last_slots_ = plan.slot;
     status = Retire(plan);
@@ -62,7 +63,7 @@ Status PlanChecker::Apply(const StepPlan& plan) {
       entry.first_block += plan.num_new_blocks[entry.index];
     }
     for (size_t i = 0; status.ok() && i < plan.copies.size(); ++i) status = Copy(plan.copies[i]);
-    // All KV of the step is written before any of it is read.
+    // All KV of the step is written before any of it is read, but for what Claim says.
     for (size_t i = 0; status.ok() && i < entries_.size(); ++i) status = Write(plan, entries_[i]);
     for (size_t i = 0; status.ok() && i < gaps_.size(); ++i) status = CheckGap(gaps_[i]);
     return status;
@@ -357,6 +358,10 @@ Status PlanChecker::Claim(size_t group, uint32_t slot_id, int32_t index, int32_t
   if (state.holders > 1 && end < (index + 1) * limits_.tokens_per_block) {
     return Broken(name + ", which " + OtherHolder(group, block, slot_id) +
                   " shares before it is full");
+  }
+  if (state.holders > 1 && single_) {
+    return Broken(name + ", which " + OtherHolder(group, block, slot_id) +
+                  " shares in a step of single tokens");
   }
   return Status::Ok();
 }

@@ -37,10 +37,10 @@ struct CheckedSlot {
 // starts where it stopped or further, if blocks that are appended in this very step hold the
 // positions between; its tokens are the known ones, and "the slot's last token" is named only where
 // that token belongs; blocks cover its positions; a block has one writer, and is shared only once
-// it is full; copies go into blocks appended by this step; sampling happens only after the last
-// known token. In a windowed group all this concerns what the sequence sees: blocks are taken for
-// given up exactly when step.h says so, and what is left out need only be there as far as it is
-// seen.
+// it is full, or, where all chunks of the step that fills it are of one token, only later; copies
+// go into blocks appended by this step; sampling happens only after the last known token. In a
+// windowed group all this concerns what the sequence sees: blocks are taken for given up exactly
+// when step.h says so, and what is left out need only be there as far as it is seen.
 class PlanChecker {
  public:
   struct Limits {
@@ -114,7 +114,8 @@ class PlanChecker {
   std::string OtherHolder(size_t group, int32_t block, uint32_t slot) const;
 
   const Limits limits_;
-  uint64_t step_ = 0;  // the last one applied
+  uint64_t step_ = 0;    // the last one applied
+  bool single_ = false;  // all of its chunks are of one token
   int32_t live_slots_ = 0;
   std::vector<CheckedSlot> slots_;
   std::vector<Pool> pools_;           // by group

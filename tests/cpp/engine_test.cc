@@ -142,6 +142,61 @@ TEST_CASE("prompts that arrive together share their prefix within the same step"
   CHECK(f.Metrics().kv_hit_tokens == 24);
 }
 
+TEST_CASE("a step of single tokens reads no block that it fills") {
+  EngineFixture f;
+  REQUIRE(f.Submit(1, f.Spec({0, 1, 2}, 4)).ok());
+  REQUIRE(f.Step());
+  // The next step fills the block of 0, 1, 2 and the token that was sampled.
+  RequestSpec sharing = f.Spec({0, 1, 2, f.next, 7}, 1);
+  SUBCASE("so that a single token behind it waits for the step after") {
+    REQUIRE(f.Submit(2, std::move(sharing)).ok());
+    REQUIRE(f.Step());
+    CHECK(f.plan.first_position == Ints{3});
+    REQUIRE(f.Step());
+    CHECK(f.plan.first_position == Ints{4, 4});
+  }
+  SUBCASE("so that a chunk behind it makes it another step") {
+    sharing.prompt.push_back(8);
+    REQUIRE(f.Submit(2, std::move(sharing)).ok());
+    REQUIRE(f.Step());
+    CHECK(f.plan.first_position == Ints{3, 4});
+    CHECK(f.plan.num_tokens == Ints{1, 2});
+  }
+  SUBCASE("but a step that has a chunk may") {
+    REQUIRE(f.Submit(2, f.Spec({70, 71}, 1)).ok());
+    REQUIRE(f.Submit(3, std::move(sharing)).ok());
+    REQUIRE(f.Step());
+    CHECK(f.plan.first_position == Ints{3, 0, 4});
+    CHECK(f.plan.num_tokens == Ints{1, 2, 1});
+  }
+  SUBCASE("whatever was filled before") {
+    REQUIRE(f.Step());
+    REQUIRE(f.Submit(2, std::move(sharing)).ok());
+    REQUIRE(f.Step());
+    CHECK(f.plan.first_position == Ints{4, 4});
+  }
+}
+
+TEST_CASE("nor does one that is in its prompt, when a single token would be left of it") {
+  ExecutorConfig config = EngineFixture::DefaultConfig();
+  config.max_num_tokens = 3;
+  EngineFixture f(config);
+  RequestSpec later = f.Spec({0, 1, 2, 3, 4, 5, 6, f.next, 8}, 1);
+  later.priority = 1;
+  REQUIRE(f.Submit(1, std::move(later)).ok());
+  REQUIRE(f.Step());
+  REQUIRE(f.Step());
+  CHECK(f.plan.first_position == Ints{3});
+  CHECK(f.plan.num_tokens == Ints{1});  // up to the end of a block
+  REQUIRE(f.Submit(2, f.Spec(Iota(0, 7), 4)).ok());
+  REQUIRE(f.Step());
+  CHECK(f.plan.first_position == Ints{4});
+  CHECK(f.plan.num_tokens == Ints{3});
+  REQUIRE(f.Step());  // 2 fills the block that 1 comes to
+  CHECK(f.plan.first_position == Ints{7, 4});
+  CHECK(f.plan.num_tokens == Ints{1, 2});
+}
+
 TEST_CASE("a request that reuses cached blocks can ask to keep them longer") {
   EngineFixture f(EngineFixture::DefaultConfig(), /*blocks=*/4, /*block_size=*/4);
   const auto run = [&](RequestId id, std::vector<int32_t> prompt, int32_t priority) {

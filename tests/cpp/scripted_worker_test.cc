@@ -189,6 +189,21 @@ TEST_CASE("scripted model: shared prefixes, in the same step and by copy") {
         std::vector<int32_t>{1});
 }
 
+TEST_CASE("scripted model: no block is shared in a step of single tokens that fills it") {
+  ScriptedModel model(SmallConfig());
+  Tokens(&model, PlanBuilder(1).Admit(0, {1, 2, 3, 4}).Run(0, 0, {1, 2, 3}, {0}, 0));
+  PlanBuilder next(2);
+  next.Admit(1, {1, 2, 3, 4, 6}).Run(0, 3, {4}, {}).Run(1, 4, {6}, {0, 2});
+  SUBCASE("all single") {
+    CheckBroken(&model, next,
+                "slot 0 writes to block 0, which slot 1 shares in a step of single tokens");
+  }
+  SUBCASE("one is not") {
+    next.Admit(2, {7, 8}).Run(2, 0, {7, 8}, {3});
+    CHECK(Tokens(&model, next).size() == 3);
+  }
+}
+
 TEST_CASE("scripted model: a cached block with other tokens before it is found out") {
   ScriptedModel model(SmallConfig());
   Tokens(&model, PlanBuilder(1).Admit(0, {1, 2, 3, 4, 5}).Run(0, 0, {1, 2, 3, 4, 5}, {0, 1}));
