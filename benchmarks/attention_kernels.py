@@ -11,8 +11,8 @@ Every launch is compared with float32 arithmetic first. Times are of replays of 
 launches take turns on caches that together exceed the GPU's second-level cache, the best of several
 replays. TB/s counts the keys and values that the mask shows; TFLOP/s half a square of scores. FP8
 caches have scales other than 1. FlashInfer needs blocks of 16, 32, 64 or 128 tokens; what its plan
-costs the host is printed beside its prefill. --kernels: of our decodes, ``stream``, which is chosen
-where the GPU has it, and ``tiles``, whose --programs may be given.
+costs the host is printed beside its prefill. --kernels: of ours, ``stream``, which is
+chosen where the GPU has it, and ``tiles``, whose --programs may be given.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from slipstream.kernels.paged_decode import (
     decode_workspace,
     streams_decode,
 )
-from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
+from slipstream.kernels.paged_prefill import (
+    prefill_attention,
+    streams_prefill,
+    tile_tokens,
+)
 from slipstream.kernels.timing import fastest_replay
 
 DECODE = ["1x1k", "1x16k", "1x64k", "1x128k", "8x4k", "64x1k", "64x4k", "256x1k", "256x2k"]
@@ -249,7 +253,7 @@ class Prompts:
             f"prefill {self.name:8} {how:13} {time:9.1f} us {rate:6.0f} TFLOP/s{mark}", flush=True
         )
 
-    def triton(self) -> None:
+    def triton(self, kernels: list[str]) -> None:
         shape, length = self.shape, self.length
         most = tile_tokens(shape.heads, shape.kv_heads)
         tiles = [
@@ -260,13 +264,18 @@ class Prompts:
         rows, sizes, slots = (ints(list(column)) for column in zip(*tiles, strict=True))
         positions = ints(list(range(length)) * self.n)
 
-        def launch(pool: torch.Tensor) -> None:
-            prefill_attention(
-                self.q, pool, self.caches.tables, rows, sizes, slots, positions, self.out,
-                **shape.options,
-            )  # fmt: skip
+        streams = streams_prefill(self.q, self.caches.pools[0])
+        for how in ("stream", "tiles"):
+            if how not in kernels or (how == "stream" and not streams):
+                continue
 
-        self.measure(launch, "triton")
+            def launch(pool: torch.Tensor, streamed: bool = how == "stream") -> None:
+                prefill_attention(
+                    self.q, pool, self.caches.tables, rows, sizes, slots, positions, self.out,
+                    streamed=streamed, **shape.options,
+                )  # fmt: skip
+
+            self.measure(launch, how)
 
     def flashinfer(self) -> None:
         shape, n, tables = self.shape, self.n, self.caches.tables
@@ -341,7 +350,7 @@ def main() -> None:
     for name in options.prefill:
         prompts = Prompts(shape, name)
         if "triton" in options.backends:
-            prompts.triton()
+            prompts.triton(options.kernels)
         if "flashinfer" in options.backends:
             prompts.flashinfer()
         del prompts

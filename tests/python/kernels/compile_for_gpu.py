@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import triton
+from sass import stray_descriptors
 from triton.backends.compiler import GPUTarget
 
 CAPABILITY = int(sys.argv[1])
@@ -190,6 +191,36 @@ def compile_streamed_decodes() -> None:
         check_carried(latest["_stream_decode"], 6)
 
 
+def compile_streamed_prefills() -> None:
+    """With every mask, and groups and blocks of many sizes."""
+    from slipstream.kernels.paged_prefill import prefill_attention
+
+    ints, tables = torch.zeros(3, dtype=torch.int32), torch.zeros((5, 40), dtype=torch.int32)
+    for heads, head_dim, per_block, kind, soft_cap, sinks in (
+        (32, 128, 16, "full", None, None),
+        (56, 128, 32, "sliding", None, torch.zeros(56)),
+        (64, 128, 64, "chunked", 30.0, None),
+        (8, 64, 32, "full", 30.0, torch.zeros(8)),
+        (1024, 64, 256, "full", None, None),
+    ):
+        q = torch.empty(3, heads, head_dim, dtype=torch.bfloat16)
+        pool = torch.empty(4, 2, 8, per_block, head_dim, dtype=torch.bfloat16)
+        out = torch.empty(3, heads * head_dim, dtype=torch.bfloat16)
+        prefill_attention(
+            q, pool, tables, ints, ints, ints, ints, out, scale=0.1, mask_kind=kind, mask_size=70,
+            soft_cap=soft_cap, sinks=sinks, streamed=True,
+        )  # fmt: skip
+        kernel = latest["_stream_prefill"]
+        ptx = kernel.asm["ptx"]
+        assert "wgmma.mma_async" in ptx
+        assert "cp.async.bulk.tensor" in ptx
+        assert "ldmatrix" not in ptx, "operands come by other ways"
+        waits = ptx.count("griddepcontrol.wait")
+        assert waits == 3, "every role waits for the kernel before, once"
+        check_descriptors(kernel)
+        assert kernel.metadata.shared <= SHARED_BYTES
+
+
 def check_carried(kernel: Any, most: int) -> None:
     """Of the loops that change nothing but numbers, the one of most of them still changes so many:
     all that it was written to."""
@@ -197,9 +228,17 @@ def check_carried(kernel: Any, most: int) -> None:
     assert max(len(changed.split(", ")) for changed in loops) == most, "a value was taken to stay"
 
 
-def check_streamed(kernel: Any, *, waits: int = 2, early: bool = True) -> None:
+def check_descriptors(kernel: Any) -> None:
+    stray = stray_descriptors(kernel.asm["cubin"])
+    assert not stray, f"operands from elsewhere: {stray}"
+
+
+def check_streamed(
+    kernel: Any, *, waits: int = 2, early: bool = True, spills: bool = False
+) -> None:
     """Nothing goes past the ring. There are so many waits for the kernel before, and the first of
-    what the ring holds is fetched before one of them, or nothing is."""
+    what the ring holds is fetched before one of them, or nothing is. spills: some may be, but only
+    before what is done with a tile."""
     places = {
         name: [place.start() for place in re.finditer(rf"\b{name}\b", kernel.asm["sass"])]
         for name in (
@@ -207,6 +246,8 @@ def check_streamed(kernel: Any, *, waits: int = 2, early: bool = True) -> None:
             *("LDGSTS", "LDSM", "STL"),  # other ways of operands; spills
         )
     }
+    if spills:
+        assert all(place < places["HGMMA"][0] for place in places.pop("STL")), "spills"
     found = [name for name in places if places[name]]
     assert found == ["UTMALDG", "HGMMA", "ACQBULK", "PREEXIT"], found
     loads = places["UTMALDG"]
@@ -214,6 +255,7 @@ def check_streamed(kernel: Any, *, waits: int = 2, early: bool = True) -> None:
     between = [wait for wait in places["ACQBULK"] if loads[0] < wait < loads[-1]]
     assert len(places["ACQBULK"]) == waits, "other waits for the kernel before"
     assert len(between) == early, "loads before the wait, or none"
+    check_descriptors(kernel)
     assert kernel.metadata.shared <= SHARED_BYTES
 
 
@@ -248,6 +290,7 @@ def main() -> None:
         compile_streamed_products()
         compile_joined_norms()
         compile_streamed_decodes()
+        compile_streamed_prefills()
     compile_beside_flashinfer()
     assert not triton.knobs.runtime.interpret
     for name, versions in sorted(compiled.items()):

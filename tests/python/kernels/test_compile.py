@@ -65,7 +65,7 @@ EXPECTED = {
     *("_add_rms_norm", "_gated_activation", "_greedy", "_draw_rows", "_tiles", "_vector"),
     "_gather",
 }
-STREAMED = {"_stream", "_stream_decode", "_shares"}
+STREAMED = {"_stream", "_stream_decode", "_shares", "_stream_prefill"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run there")

@@ -243,13 +243,18 @@ def test_decode(case: Case) -> None:
         assert not workspace.arrivals.any()  # the next launch finds them as this one did
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_prefill(case: Case) -> None:
+Chunk = tuple[int, int, int]  # sequence, first position, tokens
+
+
+def prefill(
+    layout: Layout, chunks: list[Chunk], streamed: bool | None = None, times: int = 1
+) -> None:
+    """Compares chunks, cut into tiles and the last first, with what they should get.
+
+    times: launches, one right after the other.
+    """
+    case = layout.case
     most = tile_tokens(case.heads, case.kv_heads)
-    # (sequence, first position, tokens), cut into tiles below
-    chunks = [(0, 0, 40), (1, 110, 27)]
-    layout = Layout(case, [40, 137])
-    layout.hide(1, int(case.mask.first_visible(np.array([110]))[0]))
     tiles, positions, expected_of = [], [], []
     for sequence, first, tokens in chunks:
         for begin in range(0, tokens, most):
@@ -262,21 +267,22 @@ def test_prefill(case: Case) -> None:
     q = layout.queries(len(positions) + 1)  # one row belongs to no tile
     out = torch.full((len(q), case.heads * case.head_dim), 7.0, dtype=case.dtype, device=DEVICE)
     rows, sizes, slots = zip(*tiles, strict=True)
-    prefill_attention(
-        q,
-        layout.pool,
-        layout.tables.to(DEVICE),
-        ints(*rows),
-        ints(*sizes),
-        ints(*slots),
-        ints(*positions, 0),
-        out,
-        sinks=layout.sinks,
-        **case.options,
+    arguments = (
+        *(q, layout.pool, layout.tables.to(DEVICE)),
+        *(ints(*rows), ints(*sizes), ints(*slots), ints(*positions, 0)),
     )
+    for _ in range(times):
+        prefill_attention(*arguments, out, sinks=layout.sinks, streamed=streamed, **case.options)
     expected = [layout.reference(q[i], *where) for i, where in enumerate(expected_of)]
     assert_close(out[:-1], torch.stack(expected), case.dtype)
     assert (out[-1] == 7.0).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prefill(case: Case) -> None:
+    layout = Layout(case, [40, 137])
+    layout.hide(1, int(case.mask.first_visible(np.array([110]))[0]))
+    prefill(layout, [(0, 0, 40), (1, 110, 27)], streamed=False)
 
 
 def test_decode_leaves_other_rows_alone() -> None:
