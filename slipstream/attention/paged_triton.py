@@ -34,7 +34,7 @@ from slipstream.kernels.paged_decode import (
     streams_decode,
 )
 from slipstream.kernels.paged_prefill import prefill_attention, tile_tokens
-from slipstream.kernels.qkv import prepare_qkv
+from slipstream.kernels.qkv import Unprepared, prepare_qkv
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,10 @@ class DecodeKernel:
     tile: int
     schedules: dict[Mask, DecodeSchedule]
     workspace: DecodeWorkspace
+
+    @property
+    def streamed(self) -> bool:
+        return all(schedule.streamed for schedule in self.schedules.values())
 
 
 class PagedTriton:
@@ -169,8 +173,12 @@ class PagedTritonPlan:
         preparation: Preparation | None = None,
     ) -> torch.Tensor:
         """See AttentionPlan.run."""
-        self._store(layer, qkv, preparation)
         queries, out = self._queries_and_result(qkv)
+        if self._streamed_alone():
+            new = Unprepared(**self._preparing(layer, qkv, preparation))
+            self._decode(layer, queries, out, sinks, new)
+            return out
+        self._store(layer, qkv, preparation)
         if self._batch.decode_rows.shape[0]:
             self._decode(layer, queries, out, sinks)
         if self._batch.tile_rows.shape[0]:
@@ -181,8 +189,21 @@ class PagedTritonPlan:
         heads = self._backend.num_heads
         return qkv[:, :heads], qkv.new_empty((qkv.shape[0], heads * self._backend.head_dim))
 
+    def _streamed_alone(self) -> bool:
+        """Whether all are single tokens of the kernel that stores their KV itself. It may: none of
+        them has a block that another one writes to (executor/step.h)."""
+        batch = self._batch
+        if batch.tile_rows.shape[0] or not batch.decode_rows.shape[0]:
+            return False
+        return self._backend.decode_kernel(batch).streamed
+
     def _decode(
-        self, layer: int, queries: torch.Tensor, out: torch.Tensor, sinks: torch.Tensor | None
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        out: torch.Tensor,
+        sinks: torch.Tensor | None,
+        new: Unprepared | None = None,
     ) -> None:
         group, pool = self._backend.places[layer]
         kernel = self._decode_kernel
@@ -195,6 +216,7 @@ class PagedTritonPlan:
             kernel.schedules[self._backend.scores[layer].mask],
             n=self._batch.decode_rows.shape[0],
             sinks=sinks,
+            new=new,
             **self._options(layer),
         )
 
@@ -234,36 +256,40 @@ class PagedTritonPlan:
         preparation: Preparation | None,
         q_out: torch.Tensor | None = None,
     ) -> None:
-        group, pool = self._backend.places[layer]
-        write_slots = self._batch.write_slots[group]
-        options: dict[str, Any] = {
-            "kv_heads": self._backend.num_kv_heads,
-            "key_scale": self._backend.scales[layer].key,
-            "value_scale": self._backend.scales[layer].value,
-            "q_out": q_out,
-        }
-        if preparation is not None and not _fusable(preparation.norms):
-            preparation.apply_(qkv)
-            preparation = None
-        if preparation is None:
-            prepare_qkv(qkv, pool, write_slots, **options)
-            return
-        norms = preparation.norms
-        cos, sin = (None, None) if preparation.rope is None else preparation.rope
         prepare_qkv(
             qkv,
-            pool,
-            write_slots,
-            **options,
-            cos=cos,
-            sin=sin,
-            style=preparation.style,
-            q_norm=None if norms is None else norms.queries.weight,
-            k_norm=None if norms is None else norms.keys.weight,
-            eps=0.0 if norms is None else norms.queries.eps,
-            norm_after_rope=norms is not None and norms.after_rope,
-            q_factor=preparation.factor,
+            self._backend.places[layer][1],
+            **self._preparing(layer, qkv, preparation),
+            kv_heads=self._backend.num_kv_heads,
+            key_scale=self._backend.scales[layer].key,
+            value_scale=self._backend.scales[layer].value,
+            q_out=q_out,
         )
+
+    def _preparing(
+        self, layer: int, qkv: torch.Tensor, preparation: Preparation | None
+    ) -> dict[str, Any]:
+        """The fields of an Unprepared. What no kernel computes of it is done in qkv."""
+        group, _ = self._backend.places[layer]
+        options: dict[str, Any] = {"write_slots": self._batch.write_slots[group]}
+        if preparation is None:
+            return options
+        if not _fusable(preparation.norms):
+            preparation.apply_(qkv)
+            return options
+        norms = preparation.norms
+        cos, sin = (None, None) if preparation.rope is None else preparation.rope
+        return {
+            **options,
+            "cos": cos,
+            "sin": sin,
+            "style": preparation.style,
+            "q_norm": None if norms is None else norms.queries.weight,
+            "k_norm": None if norms is None else norms.keys.weight,
+            "eps": 0.0 if norms is None else norms.queries.eps,
+            "norm_after_rope": norms is not None and norms.after_rope,
+            "q_factor": preparation.factor,
+        }
 
 
 def _fusable(norms: QkNorms | None) -> bool:

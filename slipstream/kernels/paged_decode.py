@@ -32,9 +32,10 @@ from slipstream.kernels.paged_common import (
     scoring,
     softmax_step,
 )
+from slipstream.kernels.qkv import Unprepared
 from slipstream.kernels.skinny_linear import streams
 
-_MOST_PAIRS = 8  # of a sequence and a KV head, for each SM
+_MOST_PAIRS = 6  # of a sequence and a KV head, for each SM
 
 
 def streams_decode(heads: int, pool: torch.Tensor) -> bool:
@@ -119,6 +120,7 @@ def decode_attention(
     sinks: torch.Tensor | None,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    new: Unprepared | None = None,
 ) -> None:
     """Attends from one token of each sequence to what its mask shows of it, its own KV stored.
 
@@ -131,6 +133,10 @@ def decode_attention(
 
     pool: q's dtype or float8_e4m3fn. Its keys are taken times key_scale, its values times
     value_scale.
+
+    new: does the work of ``prepare_qkv`` for the sequences' tokens as well. Their KV is not stored
+    yet, no other sequence of these has the block that it goes to, and q is the leading heads of a
+    qkv as of there, whose queries stay as they were. Only with a streamed schedule.
 
     block_tables and schedule must have been written before a kernel that is not launched as a
     dependent one (see ``overlap``): those are read while the kernel before still runs.
@@ -150,9 +156,10 @@ def decode_attention(
 
         launch_stream_decode(
             q, pool, block_tables, out, sinks, schedule, workspace, inner, factor, value_scale,
-            tile=tile, compiled_for=compiled_for,
+            tile=tile, compiled_for=compiled_for, new=new,
         )  # fmt: skip
         return
+    assert new is None, "only streamed decodes prepare queries and keys"
     _decode[(items,)](
         q, pool, block_tables, out, sinks, schedule.items,
         workspace.sums, workspace.stats, workspace.arrivals, inner, factor, value_scale,

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,22 @@ from slipstream.kernels.overlap import await_inputs, launch_options
 # One warp holds four heads of 128 as 16 bytes a thread; no reduction leaves the warp.
 _HEADS = 4
 _MANY_TOKENS = 1024  # from here on starting programs would take longer than what they do
+
+
+@dataclass(frozen=True, slots=True)
+class Unprepared:
+    """What ``prepare_qkv`` gets besides qkv and a pool of qkv's dtype, for a kernel that does its
+    work along with its own. Fields as its arguments."""
+
+    write_slots: torch.Tensor
+    cos: torch.Tensor | None = None
+    sin: torch.Tensor | None = None
+    style: str = "halves"
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    eps: float = 0.0
+    norm_after_rope: bool = False
+    q_factor: torch.Tensor | None = None
 
 
 @triton.jit
@@ -37,7 +55,7 @@ def _norm(x1, x2, rest, weight, columns1, columns2, columns3, inside, inside_res
 
 
 @triton.jit
-def _rotate(x, partner, cos, sin):
+def rotated(x, partner, cos, sin):
     """Rounds after each operation, as layers.rotary.rotate_ does."""
     turned = (partner.to(tl.float32) * sin.to(tl.float32)).to(x.dtype)
     kept = (x.to(tl.float32) * cos.to(tl.float32)).to(x.dtype)
@@ -45,7 +63,7 @@ def _rotate(x, partner, cos, sin):
 
 
 @triton.jit
-def _scaled(x, factor):
+def scaled(x, factor):
     return (x.to(tl.float32) * factor.to(tl.float32)).to(x.dtype)
 
 
@@ -100,17 +118,17 @@ def _prepare_qkv(
         sin1 = tl.load(sin + table + columns1, mask=inside, other=0.0)[None, :]
         sin2 = tl.load(sin + table + columns2, mask=inside, other=0.0)[None, :]
         if NORM_AFTER:
-            x1, x2 = _rotate(x1, x2, cos1, sin1), _rotate(x2, x1, cos2, sin2)
+            x1, x2 = rotated(x1, x2, cos1, sin1), rotated(x2, x1, cos2, sin2)
     if is_query:
         y1, y2, y3 = _norm(x1, x2, rest, q_norm, columns1, columns2, columns3, inside,
                            inside_rest, eps, SIZE, REST)  # fmt: skip
         if cos is not None and not NORM_AFTER:
-            y1, y2 = _rotate(y1, y2, cos1, sin1), _rotate(y2, y1, cos2, sin2)
+            y1, y2 = rotated(y1, y2, cos1, sin1), rotated(y2, y1, cos2, sin2)
         if q_factor is not None:
             factor = tl.load(q_factor + token)
-            y1, y2 = _scaled(y1, factor), _scaled(y2, factor)
+            y1, y2 = scaled(y1, factor), scaled(y2, factor)
             if REST > 0:
-                y3 = _scaled(y3, factor)
+                y3 = scaled(y3, factor)
         if q_out is not None:
             start = q_out + (token * QUERIES + head)[:, None] * SIZE
         tl.store(start + columns1[None, :], y1, mask=mask)
@@ -123,7 +141,7 @@ def _prepare_qkv(
             y1, y2, y3 = _norm(x1, x2, rest, k_norm, columns1, columns2, columns3, inside,
                                inside_rest, eps, SIZE, REST)  # fmt: skip
             if cos is not None and not NORM_AFTER:
-                y1, y2 = _rotate(y1, y2, cos1, sin1), _rotate(y2, y1, cos2, sin2)
+                y1, y2 = rotated(y1, y2, cos1, sin1), rotated(y2, y1, cos2, sin2)
             values = start + KEYS * SIZE
             plane: tl.constexpr = KEYS * TOKENS_PER_BLOCK * SIZE
             block = slot // TOKENS_PER_BLOCK

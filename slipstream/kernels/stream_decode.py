@@ -7,7 +7,8 @@ There is one program for each SM. One warp of it keeps the ring full (TMA), thro
 heads of a KV head, padded to the 64 rows of its left operand. Both read the same records in the
 same order, so that they agree on what is in the ring without telling each other. No keys or values
 are read before the kernel before has stored those of this step: a sequence may share a block that
-another one fills in the same step.
+another one fills in the same step. Not so in a step of single tokens (executor/step.h), where this
+kernel stores them itself, see ``stream_new``: all that it reads is of earlier steps.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from slipstream.kernels.paged_common import (
     first_visible,
     softmax_step,
 )
+from slipstream.kernels.qkv import Unprepared, scaled
+from slipstream.kernels.stream_new import prepared, put_newest
 
 if TYPE_CHECKING:  # which imports this module
     from slipstream.kernels.paged_decode import DecodeWorkspace
@@ -97,7 +100,7 @@ def _place(items, item, FIELDS: gl.constexpr):
 def _produce(
     pool, block_tables, items, k_ring, v_ring, ready, empty, begun, first, last, table_stride,
     KV_HEADS: gl.constexpr, PER_BLOCK: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
-    MASK: gl.constexpr, MASK_SIZE: gl.constexpr, FIELDS: gl.constexpr, PDL: gl.constexpr,
+    MASK: gl.constexpr, MASK_SIZE: gl.constexpr, FIELDS: gl.constexpr, WAITS: gl.constexpr,
 ):  # fmt: skip
     BOX: gl.constexpr = pool.block_shape[0]
     BOXES: gl.constexpr = TILE // BOX
@@ -117,7 +120,7 @@ def _produce(
         blocks = _blocks(table, from_tile * TILE, begin, end, PER_BLOCK, BOX, BOXES)
         # Records and blocks are read before they are needed, so that no fetch waits for them.
         following = _place(items, gl.minimum(item + 1, last - 1), FIELDS)
-        if PDL:
+        if WAITS:
             if item == first:
                 gdc_wait()
         for tile in range(from_tile, to_tile):
@@ -226,10 +229,12 @@ def _all_rows(used, others, HALF: gl.constexpr):
 @gluon.jit
 def _consume(
     q, out, sinks, items, sums, stats, arrivals, k_ring, v_ring, ready, empty, begun, first, last,
-    inner, factor, value_scale, q_token_stride, q_head_stride, GROUP: gl.constexpr,
-    KV_HEADS: gl.constexpr, STAGES: gl.constexpr, MASK: gl.constexpr, MASK_SIZE: gl.constexpr,
-    SOFT_CAP: gl.constexpr, SINKS: gl.constexpr, FIELDS: gl.constexpr, PDL: gl.constexpr,
-    WARPS: gl.constexpr,
+    inner, factor, value_scale, q_token_stride, q_head_stride, cache, write_slots, cos, sin, q_norm,
+    k_norm, q_factor, eps, GROUP: gl.constexpr, KV_HEADS: gl.constexpr, PER_BLOCK: gl.constexpr,
+    STAGES: gl.constexpr, MASK: gl.constexpr, MASK_SIZE: gl.constexpr, SOFT_CAP: gl.constexpr,
+    SINKS: gl.constexpr, FIELDS: gl.constexpr, PDL: gl.constexpr, WARPS: gl.constexpr,
+    NEW: gl.constexpr, ROTATED: gl.constexpr, INTERLEAVED: gl.constexpr, NORM: gl.constexpr,
+    FACTOR: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = 16 * WARPS
     TILE: gl.constexpr = k_ring.shape[1]
@@ -249,6 +254,13 @@ def _consume(
     out_row = gl.arange(0, ROWS, gl.SliceLayout(1, of_sums))
     out_dim = gl.arange(0, DIM, gl.SliceLayout(0, of_sums))
     written = (out_row < GROUP)[:, None]
+    if NEW:
+        no_query = _used_rows(gl.zeros([ROWS, DIM], q.dtype.element_ty, as_query), HALF)
+        used_row = gl.arange(0, USED, gl.SliceLayout(1, no_query.type.layout))
+        used_dim = gl.arange(0, DIM, gl.SliceLayout(0, no_query.type.layout))
+        of_newest: gl.constexpr = gl.BlockedLayout([1, DIM // 16], [2, 16], [WARPS, 1], [1, 0])
+        copy = gl.arange(0, 2 * WARPS, gl.SliceLayout(1, of_newest))[:, None]
+        new_dim = gl.arange(0, DIM, gl.SliceLayout(0, of_newest))
     mbarrier.wait(begun, 0)
     if PDL:
         gdc_wait()
@@ -263,9 +275,34 @@ def _consume(
         first_item = gl.load(record + 6)
         parts = gl.load(record + 7)
         begin = first_visible(end - 1, MASK, MASK_SIZE)
-        queries = q + row * q_token_stride + (kv_head * GROUP + query_row)[:, None] * q_head_stride
-        in_group = (query_row < GROUP)[:, None]
-        query = gl.load(queries + query_dim[None, :], mask=in_group, other=0.0)
+        if NEW:
+            of_token = q + row * q_token_stride
+            queries = of_token + (kv_head * GROUP + used_row)[:, None] * q_head_stride
+            query = prepared(
+                queries, (used_row < GROUP)[:, None], used_dim, q_norm, cos, sin, row, eps,
+                ROTATED, INTERLEAVED, NORM, 2,
+            )  # fmt: skip
+            if FACTOR:
+                query = scaled(query, gl.load(q_factor + row))
+            query = gl.convert_layout(_all_rows(query, gl.zeros_like(query), HALF), as_query)
+            # The newest token's: several copies of it, see ``put_newest``.
+            key_head = of_token + (KV_HEADS * GROUP + kv_head + copy * 0) * q_head_stride
+            key = prepared(
+                key_head, copy >= 0, new_dim, k_norm, cos, sin, row, eps,
+                ROTATED, INTERLEAVED, NORM, DIM // 16,
+            )  # fmt: skip
+            value = gl.load(key_head + KV_HEADS * q_head_stride + new_dim[None, :])
+            slot = gl.load(write_slots + row)
+            cached = (slot // PER_BLOCK * 2 * KV_HEADS + kv_head) * PER_BLOCK + slot % PER_BLOCK
+            cached = cache + cached * DIM + copy * 0 + new_dim[None, :]
+            stored = (copy == 0) & (slot >= 0) & (to_tile * TILE >= end)
+            gl.store(cached, key, mask=stored)
+            gl.store(cached + KV_HEADS * PER_BLOCK * DIM, value, mask=stored)
+        else:
+            queries = q + row * q_token_stride
+            queries += (kv_head * GROUP + query_row)[:, None] * q_head_stride
+            in_group = (query_row < GROUP)[:, None]
+            query = gl.load(queries + query_dim[None, :], mask=in_group, other=0.0)
         maximum = gl.full([USED], LOWEST, gl.float32, gl.SliceLayout(1, of_used))
         total = gl.zeros([USED], gl.float32, gl.SliceLayout(1, of_used))
         if SINKS:
@@ -278,6 +315,10 @@ def _consume(
 
         stage = turn % STAGES
         mbarrier.wait(ready.index(stage), turn // STAGES & 1)
+        if NEW:
+            if from_tile * TILE + TILE >= end:
+                at = end - 1 - from_tile * TILE
+                put_newest(k_ring.index(stage), v_ring.index(stage), at, key, value)
         keys = k_ring.index(stage).permute((1, 0))
         raw_ahead = warpgroup_mma(query, keys, nothing, use_acc=False, is_async=True)
         raw_ahead = warpgroup_mma_wait(0, deps=(raw_ahead,))
@@ -290,6 +331,10 @@ def _consume(
             # are of whatever is there, and not looked at.
             ahead = turn % STAGES
             mbarrier.wait(ready.index(ahead), turn // STAGES & 1, pred=tile + 1 < to_tile)
+            if NEW:
+                if (tile + 1 < to_tile) & ((tile + 2) * TILE >= end):
+                    at = end - 1 - (tile + 1) * TILE
+                    put_newest(k_ring.index(ahead), v_ring.index(ahead), at, key, value)
             keys = k_ring.index(ahead).permute((1, 0))
             raw_ahead = warpgroup_mma(query, keys, nothing, use_acc=False, is_async=True)
             position = tile * TILE
@@ -337,10 +382,12 @@ def _consume(
 )
 def _stream_decode(
     q, pool, block_tables, out, sinks, items, programs, sums, stats, arrivals, inner, factor,
-    value_scale, q_token_stride, q_head_stride, table_stride, GROUP: gl.constexpr,
-    KV_HEADS: gl.constexpr, PER_BLOCK: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr, MASK: gl.constexpr, MASK_SIZE: gl.constexpr, SOFT_CAP: gl.constexpr,
-    SINKS: gl.constexpr, FIELDS: gl.constexpr, PDL: gl.constexpr,
+    value_scale, q_token_stride, q_head_stride, table_stride, cache, write_slots, cos, sin, q_norm,
+    k_norm, q_factor, eps, GROUP: gl.constexpr, KV_HEADS: gl.constexpr, PER_BLOCK: gl.constexpr,
+    TILE: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, MASK: gl.constexpr,
+    MASK_SIZE: gl.constexpr, SOFT_CAP: gl.constexpr, SINKS: gl.constexpr, FIELDS: gl.constexpr,
+    PDL: gl.constexpr, NEW: gl.constexpr, ROTATED: gl.constexpr, INTERLEAVED: gl.constexpr,
+    NORM: gl.constexpr, FACTOR: gl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -361,12 +408,15 @@ def _stream_decode(
         [
             (_consume, (
                 q, out, sinks, items, sums, stats, arrivals, k_ring, v_ring, ready, empty, begun,
-                first, last, inner, factor, value_scale, q_token_stride, q_head_stride, GROUP,
-                KV_HEADS, STAGES, MASK, MASK_SIZE, SOFT_CAP, SINKS, FIELDS, PDL, WARPS,
+                first, last, inner, factor, value_scale, q_token_stride, q_head_stride, cache,
+                write_slots, cos, sin, q_norm, k_norm, q_factor, eps, GROUP, KV_HEADS, PER_BLOCK,
+                STAGES, MASK, MASK_SIZE, SOFT_CAP, SINKS, FIELDS, PDL, WARPS, NEW, ROTATED,
+                INTERLEAVED, NORM, FACTOR,
             )),
             (_produce, (
                 pool, block_tables, items, k_ring, v_ring, ready, empty, begun, first, last,
-                table_stride, KV_HEADS, PER_BLOCK, TILE, STAGES, MASK, MASK_SIZE, FIELDS, PDL,
+                table_stride, KV_HEADS, PER_BLOCK, TILE, STAGES, MASK, MASK_SIZE, FIELDS,
+                PDL and not NEW,
             )),
         ],
         [1],
@@ -383,6 +433,30 @@ def _descriptor(pool: torch.Tensor, tile: int) -> TensorDescriptor:
     return TensorDescriptor(pool.view(shape), shape, [head_dim, 1], box, layout)
 
 
+def _of_new(new: Unprepared | None, pool: torch.Tensor) -> tuple[Any, ...]:
+    """The kernel's arguments from ``cache`` to ``eps``."""
+    if new is None:
+        return (*[None] * 7, 0.0)
+    return (
+        pool, new.write_slots, new.cos, new.sin, new.q_norm, new.k_norm, new.q_factor, new.eps,
+    )  # fmt: skip
+
+
+def _compiled_for_new(new: Unprepared | None) -> dict[str, Any]:
+    if new is None:
+        return {"NEW": False, "ROTATED": 0, "INTERLEAVED": False, "NORM": "", "FACTOR": False}
+    assert (new.cos is None) == (new.sin is None)
+    assert (new.q_norm is None) == (new.k_norm is None)
+    norm = "" if new.q_norm is None else "after" if new.norm_after_rope else "before"
+    return {
+        "NEW": True,
+        "ROTATED": 0 if new.cos is None else new.cos.shape[-1],
+        "INTERLEAVED": new.style == "interleaved",
+        "NORM": norm,
+        "FACTOR": new.q_factor is not None,
+    }
+
+
 def launch_stream_decode(
     q: torch.Tensor,
     pool: torch.Tensor,
@@ -397,10 +471,12 @@ def launch_stream_decode(
     *,
     tile: int,
     compiled_for: dict[str, Any],
+    new: Unprepared | None = None,
 ) -> None:
     """``decode_attention``, which calls this, where ``streams_decode``.
 
     schedule: one with programs. inner, factor: see ``scoring``. compiled_for: by ``compile_time``.
+    new: see ``decode_attention``.
     """
     assert schedule.programs is not None
     assert pool.dtype == q.dtype
@@ -410,11 +486,13 @@ def launch_stream_decode(
         q, _descriptor(pool, tile), block_tables, out, sinks, schedule.items, schedule.programs,
         workspace.sums, workspace.stats, workspace.arrivals, inner, factor, value_scale,
         q.stride(0), q.stride(1), block_tables.stride(0),
+        *_of_new(new, pool),
         TILE=tile,
         STAGES=_STAGES,
         REGISTERS=_PRODUCER_REGISTERS,
         FIELDS=FIELDS,
         num_warps=_WARPS,
         maxnreg=_REGISTERS,
+        **_compiled_for_new(new),
         **{name: value for name, value in compiled_for.items() if name not in others},
     )  # fmt: skip

@@ -165,16 +165,18 @@ def compile_streamed_decodes() -> None:
     """With every mask, group and size of blocks in turn."""
     from slipstream.kernels import paged_decode
     from slipstream.kernels.decode_schedule import decode_schedule, schedule_decodes
+    from slipstream.kernels.qkv import Unprepared
 
     device, rows = torch.device("cpu"), torch.zeros(3, dtype=torch.int32)
-    for heads, head_dim, per_block, kind, soft_cap, sinks in (
-        (8, 128, 16, "full", None, None),
-        (56, 128, 32, "sliding", None, torch.zeros(56)),
-        (64, 128, 64, "chunked", 30.0, None),
-        (8, 64, 32, "full", 30.0, torch.zeros(8)),
-        (512, 64, 256, "sliding", None, None),
+    slots, bf16 = torch.zeros(3, dtype=torch.int64), torch.bfloat16
+    for heads, head_dim, per_block, kind, soft_cap, sinks, rotated, style, norm in (
+        (8, 128, 16, "full", None, None, 128, "halves", torch.bfloat16),
+        (56, 128, 32, "sliding", None, torch.zeros(56), 64, "halves", None),
+        (64, 128, 64, "chunked", 30.0, None, 128, "interleaved", None),
+        (8, 64, 32, "full", 30.0, torch.zeros(8), 64, "halves", torch.float32),
+        (512, 64, 256, "sliding", None, None, 0, "halves", torch.bfloat16),
     ):
-        q = torch.empty(3, heads, head_dim, dtype=torch.bfloat16)
+        q = torch.empty(3, heads + 16, head_dim, dtype=torch.bfloat16)[:, :heads]
         pool = torch.empty(4, 2, 8, per_block, head_dim, dtype=torch.bfloat16)
         out = torch.empty(3, heads * head_dim, dtype=torch.bfloat16)
         schedule = decode_schedule(3, 8, 132, 132, device, streamed=True)
@@ -183,12 +185,19 @@ def compile_streamed_decodes() -> None:
         schedule_decodes(rows, rows, rows, schedule, tile=tile, **masked)
         workspace = paged_decode.decode_workspace(schedule, heads, head_dim)
         tables = torch.zeros((5, 40), dtype=torch.int32)
-        paged_decode.decode_attention(
-            q, pool, tables, out, workspace, schedule,
-            n=3, scale=0.1, soft_cap=soft_cap, sinks=sinks, **masked,
-        )  # fmt: skip
-        check_streamed(latest["_stream_decode"], early=False)
-        check_carried(latest["_stream_decode"], 6)
+        turns = torch.empty(3, 1, rotated, dtype=bf16) if rotated else None
+        weight = None if norm is None else torch.empty(head_dim, dtype=norm)
+        factor = torch.empty(3, dtype=bf16) if soft_cap else None
+        after = head_dim == 64
+        unprepared = Unprepared(slots, turns, turns, style, weight, weight, 1e-6, after, factor)
+        for new in (None, unprepared):
+            paged_decode.decode_attention(
+                q, pool, tables, out, workspace, schedule,
+                n=3, scale=0.1, soft_cap=soft_cap, sinks=sinks, new=new, **masked,
+            )  # fmt: skip
+            kernel, waits = latest["_stream_decode"], 1 if new else 2
+            check_streamed(kernel, waits=waits, early=False, spills=new is not None)
+            check_carried(kernel, 6)
 
 
 def compile_streamed_prefills() -> None:

@@ -5,19 +5,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from slipstream.kernels.decode_schedule import DecodeSchedule
 from slipstream.kernels.paged_decode import DecodeWorkspace
+from slipstream.kernels.qkv import Unprepared, prepare_qkv
 
 
 class TorchStreamDecode:
-    """As ``launch_stream_decode``. launches: so far; parts: most that a sequence came in."""
+    """As ``launch_stream_decode``. launches: so far; new: those of them that had to prepare their
+    queries and keys; parts: most that a sequence came in."""
 
     def __init__(self) -> None:
-        self.launches = self.parts = 0
+        self.launches = self.new = self.parts = 0
 
     def __call__(
         self,
@@ -34,12 +37,16 @@ class TorchStreamDecode:
         *,
         tile: int,
         compiled_for: dict[str, Any],
+        new: Unprepared | None = None,
     ) -> None:
         assert sinks is None
         assert not compiled_for["SOFT_CAP"]
         assert schedule.programs is not None
         programs = schedule.programs.tolist()
         self.launches += 1
+        if new is not None:
+            self.new += 1
+            q = self._prepared(q, pool, new)
         group, per_block = compiled_for["GROUP"], compiled_for["PER_BLOCK"]
         seen: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
         for item in (i for first, last in programs for i in range(first, last)):
@@ -59,3 +66,14 @@ class TorchStreamDecode:
             weights = torch.softmax(q[row, heads].float() @ keys.T * factor * 0.6931471805599453, 1)
             result = (weights @ values * value_scale).to(out.dtype)
             out[row].view(-1, q.shape[2])[heads] = result
+
+    @staticmethod
+    def _prepared(q: torch.Tensor, pool: torch.Tensor, new: Unprepared) -> torch.Tensor:
+        """The queries; stores keys and values, which follow them."""
+        tokens, heads, dim = q.shape
+        kv_heads, shape = pool.shape[2], (tokens, heads + 2 * pool.shape[2], dim)
+        qkv = q.as_strided(shape, q.stride(), q.storage_offset())
+        queries = torch.empty(q.shape, dtype=q.dtype)
+        options = {field.name: getattr(new, field.name) for field in fields(new)}
+        prepare_qkv(qkv, pool, **options, kv_heads=kv_heads, q_out=queries)
+        return queries

@@ -231,6 +231,7 @@ def test_steps_with_streamed_decodes_are_those_of_the_plain_runner(
     tokens = run_steps(path, graphs=True, seed=1, steps=7)
     assert kernel.launches > 8
     assert kernel.parts > 1
+    assert kernel.launches > kernel.new > 4, "not both beside chunks and alone"
     monkeypatch.undo()
     assert sum(map(len, tokens)) >= 7
     assert tokens == run_steps(path, graphs=None, seed=1, steps=7)
