@@ -39,7 +39,7 @@ from slipstream.kernels.paged_common import (
     softmax_step,
 )
 from slipstream.kernels.qkv import Unprepared, scaled
-from slipstream.kernels.stream_new import prepared, put_newest
+from slipstream.kernels.stream_new import prepared, put_newest, unprepared
 
 if TYPE_CHECKING:  # which imports this module
     from slipstream.kernels.paged_decode import DecodeWorkspace
@@ -83,17 +83,13 @@ def _fetch(
 
 
 @gluon.jit
-def _place(items, item, FIELDS: gl.constexpr):
-    """Where the keys and values of an item are: its slot, end, KV head, first tile and the one to
-    stop at."""
+def _record(items, item, FIELDS: gl.constexpr):
+    """Of an item its row, slot, end, KV head, first tile, the one to stop at, first item, parts."""
     record = items + item * FIELDS
     return (
-        gl.load(record + 1),
-        gl.load(record + 2),
-        gl.load(record + 3),
-        gl.load(record + 4),
-        gl.load(record + 5),
-    )
+        gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3),
+        gl.load(record + 4), gl.load(record + 5), gl.load(record + 6), gl.load(record + 7),
+    )  # fmt: skip
 
 
 @gluon.jit
@@ -113,13 +109,13 @@ def _produce(
     # Tiles of the items before. Not counted in the loop over an item's: Triton 3.6 then takes one
     # of the values that the outer loop changes for one that stays (its pass loop-aware-cse).
     before = 0
-    slot, end, kv_head, from_tile, to_tile = _place(items, first, FIELDS)
+    _, slot, end, kv_head, from_tile, to_tile, _, _ = _record(items, first, FIELDS)
     for item in range(first, last):
         begin = first_visible(end - 1, MASK, MASK_SIZE)
         table = block_tables + slot.to(gl.int64) * table_stride
         blocks = _blocks(table, from_tile * TILE, begin, end, PER_BLOCK, BOX, BOXES)
         # Records and blocks are read before they are needed, so that no fetch waits for them.
-        following = _place(items, gl.minimum(item + 1, last - 1), FIELDS)
+        following = _record(items, gl.minimum(item + 1, last - 1), FIELDS)
         if WAITS:
             if item == first:
                 gdc_wait()
@@ -135,7 +131,7 @@ def _produce(
                 KV_HEADS, PER_BLOCK, BOX, BOXES,
             )  # fmt: skip
         before += to_tile - from_tile
-        slot, end, kv_head, from_tile, to_tile = following
+        _, slot, end, kv_head, from_tile, to_tile, _, _ = following
 
 
 @gluon.jit
@@ -264,35 +260,36 @@ def _consume(
     mbarrier.wait(begun, 0)
     if PDL:
         gdc_wait()
-    turn = 0
+    before = 0
+    token, _, end, kv_head, from_tile, to_tile, first_item, parts = _record(items, first, FIELDS)
     for item in range(first, last):
-        record = items + item * FIELDS
-        row = gl.load(record).to(gl.int64)
-        end = gl.load(record + 2)
-        kv_head = gl.load(record + 3)
-        from_tile = gl.load(record + 4)
-        to_tile = gl.load(record + 5)
-        first_item = gl.load(record + 6)
-        parts = gl.load(record + 7)
+        row = token.to(gl.int64)
         begin = first_visible(end - 1, MASK, MASK_SIZE)
         if NEW:
             of_token = q + row * q_token_stride
             queries = of_token + (kv_head * GROUP + used_row)[:, None] * q_head_stride
+            in_group = (used_row < GROUP)[:, None]
+            raw_query = unprepared(
+                queries, in_group, used_dim, cos, sin, row, ROTATED, INTERLEAVED, 2
+            )
+            # The newest token's: several copies of it, see ``put_newest``. All is asked for before
+            # any of it is waited for.
+            key_head = of_token + (KV_HEADS * GROUP + kv_head + copy * 0) * q_head_stride
+            raw_key = unprepared(
+                key_head, copy >= 0, new_dim, cos, sin, row, ROTATED, INTERLEAVED, DIM // 16
+            )
+            value = gl.load(key_head + KV_HEADS * q_head_stride + new_dim[None, :])
+            slot = gl.load(write_slots + row)
+            following = _record(items, gl.minimum(item + 1, last - 1), FIELDS)
             query = prepared(
-                queries, (used_row < GROUP)[:, None], used_dim, q_norm, cos, sin, row, eps,
-                ROTATED, INTERLEAVED, NORM, 2,
-            )  # fmt: skip
+                raw_query, in_group, used_dim, q_norm, eps, ROTATED, INTERLEAVED, NORM, 2
+            )
             if FACTOR:
                 query = scaled(query, gl.load(q_factor + row))
             query = gl.convert_layout(_all_rows(query, gl.zeros_like(query), HALF), as_query)
-            # The newest token's: several copies of it, see ``put_newest``.
-            key_head = of_token + (KV_HEADS * GROUP + kv_head + copy * 0) * q_head_stride
             key = prepared(
-                key_head, copy >= 0, new_dim, k_norm, cos, sin, row, eps,
-                ROTATED, INTERLEAVED, NORM, DIM // 16,
-            )  # fmt: skip
-            value = gl.load(key_head + KV_HEADS * q_head_stride + new_dim[None, :])
-            slot = gl.load(write_slots + row)
+                raw_key, copy >= 0, new_dim, k_norm, eps, ROTATED, INTERLEAVED, NORM, DIM // 16
+            )
             cached = (slot // PER_BLOCK * 2 * KV_HEADS + kv_head) * PER_BLOCK + slot % PER_BLOCK
             cached = cache + cached * DIM + copy * 0 + new_dim[None, :]
             stored = (copy == 0) & (slot >= 0) & (to_tile * TILE >= end)
@@ -303,6 +300,7 @@ def _consume(
             queries += (kv_head * GROUP + query_row)[:, None] * q_head_stride
             in_group = (query_row < GROUP)[:, None]
             query = gl.load(queries + query_dim[None, :], mask=in_group, other=0.0)
+            following = _record(items, gl.minimum(item + 1, last - 1), FIELDS)
         maximum = gl.full([USED], LOWEST, gl.float32, gl.SliceLayout(1, of_used))
         total = gl.zeros([USED], gl.float32, gl.SliceLayout(1, of_used))
         if SINKS:
@@ -313,8 +311,8 @@ def _consume(
                 total = gl.exp2(sink * LOG2E - maximum)
         summed = gl.zeros([ROWS, DIM], gl.float32, of_sums)
 
-        stage = turn % STAGES
-        mbarrier.wait(ready.index(stage), turn // STAGES & 1)
+        stage = before % STAGES
+        mbarrier.wait(ready.index(stage), before // STAGES & 1)
         if NEW:
             if from_tile * TILE + TILE >= end:
                 at = end - 1 - from_tile * TILE
@@ -323,6 +321,7 @@ def _consume(
         raw_ahead = warpgroup_mma(query, keys, nothing, use_acc=False, is_async=True)
         raw_ahead = warpgroup_mma_wait(0, deps=(raw_ahead,))
         for tile in range(from_tile, to_tile):
+            turn = before + tile - from_tile  # see _produce
             stage = turn % STAGES
             values = v_ring.index(stage)
             raw = capped(_used_rows(raw_ahead, HALF), inner, SOFT_CAP)
@@ -374,6 +373,8 @@ def _consume(
                     sums, stats, first_item, parts, result_row, kv_head, value_scale,
                     GROUP, DIM, WARPS,
                 )  # fmt: skip
+        before += to_tile - from_tile
+        token, _, end, kv_head, from_tile, to_tile, first_item, parts = following
 
 
 @gluon.jit(

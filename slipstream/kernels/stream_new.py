@@ -30,34 +30,57 @@ def _normed(x, root, weight, dims):
 
 
 @gluon.jit
-def prepared(
-    heads, in_use, dims, weight, cos, sin, token, eps, ROTATED: gl.constexpr,
-    INTERLEAVED: gl.constexpr, NORM: gl.constexpr, AT_ONCE: gl.constexpr,
+def _partners(dims, ROTATED: gl.constexpr, INTERLEAVED: gl.constexpr, AT_ONCE: gl.constexpr):
+    """Which entry each is rotated with; past ROTATED itself. AT_ONCE: successive dims of a
+    thread."""
+    inside = dims < ROTATED
+    if INTERLEAVED:
+        partners = gl.where(inside, dims ^ 1, dims)
+    else:
+        HALF: gl.constexpr = ROTATED // 2
+        partners = gl.where(dims < HALF, dims + HALF, gl.where(inside, dims - HALF, dims))
+        if HALF % AT_ONCE == 0:
+            partners = gl.max_contiguous(gl.multiple_of(partners, AT_ONCE), AT_ONCE)
+    return partners
+
+
+@gluon.jit
+def unprepared(
+    heads, in_use, dims, cos, sin, token, ROTATED: gl.constexpr, INTERLEAVED: gl.constexpr,
+    AT_ONCE: gl.constexpr,
 ):  # fmt: skip
-    """Heads [rows, dim] at ``heads`` [rows, 1], normalised and rotated as ``prepare_qkv`` does it;
-    zeros where not in_use [rows, 1]. cos, sin: [tokens, ROTATED]. NORM: "", "before" or "after" the
-    rotation. AT_ONCE: successive dims of a thread."""
+    """What ``prepared`` makes of heads [rows, dim] at ``heads`` [rows, 1]: they, the entries that
+    they are rotated with, and cosines and sines. Zeros where not in_use [rows, 1]. A function of its
+    own, so that all of several is asked for before any of it is waited for. cos, sin: [tokens,
+    ROTATED]."""
     x = gl.load(heads + dims[None, :], mask=in_use, other=0.0)
+    y, cosines, sines = x, x, x
     if ROTATED > 0:
-        inside = dims < ROTATED
-        if INTERLEAVED:
-            partners = gl.where(inside, dims ^ 1, dims)
-        else:
-            HALF: gl.constexpr = ROTATED // 2
-            partners = gl.where(dims < HALF, dims + HALF, gl.where(inside, dims - HALF, dims))
-            if HALF % AT_ONCE == 0:
-                partners = gl.max_contiguous(gl.multiple_of(partners, AT_ONCE), AT_ONCE)
+        partners = _partners(dims, ROTATED, INTERLEAVED, AT_ONCE)
         y = gl.load(heads + partners[None, :], mask=in_use, other=0.0)
         turns = token * ROTATED + dims
+        inside = dims < ROTATED
         cosines = gl.load(cos + turns, mask=inside, other=0.0)[None, :]
         sines = gl.load(sin + turns, mask=inside, other=0.0)[None, :]
+    return x, y, cosines, sines
+
+
+@gluon.jit
+def prepared(
+    raw, in_use, dims, weight, eps, ROTATED: gl.constexpr, INTERLEAVED: gl.constexpr,
+    NORM: gl.constexpr, AT_ONCE: gl.constexpr,
+):  # fmt: skip
+    """What is ``unprepared``, normalised and rotated as ``prepare_qkv`` does it. NORM: "", "before"
+    or "after" the rotation."""
+    x, y, cosines, sines = raw
     if NORM == "before":
         root = _root(x, eps)
         x = _normed(x, root, weight, dims)
         if ROTATED > 0:
+            partners = _partners(dims, ROTATED, INTERLEAVED, AT_ONCE)
             y = _normed(y, root, weight, partners)
     if ROTATED > 0:
-        x = gl.where(inside[None, :], rotated(x, y, cosines, sines), x)
+        x = gl.where((dims < ROTATED)[None, :], rotated(x, y, cosines, sines), x)
     if NORM == "after":
         x = _normed(x, _root(x, eps), weight, dims)
     if NORM != "":

@@ -197,7 +197,7 @@ def compile_streamed_decodes() -> None:
             )  # fmt: skip
             kernel, waits = latest["_stream_decode"], 1 if new else 2
             check_streamed(kernel, waits=waits, early=False, spills=new is not None)
-            check_carried(kernel, 6)
+            check_carried(kernel, [8, 6])
 
 
 def compile_streamed_prefills() -> None:
@@ -230,11 +230,12 @@ def compile_streamed_prefills() -> None:
         assert kernel.metadata.shared <= SHARED_BYTES
 
 
-def check_carried(kernel: Any, most: int) -> None:
-    """Of the loops that change nothing but numbers, the one of most of them still changes so many:
-    all that it was written to."""
+def check_carried(kernel: Any, most: list[int]) -> None:
+    """Of the loops that change nothing but numbers, those of most of them still change so many: all
+    that they were written to."""
     loops = re.findall(r"scf\.for .* -> \((i32(?:, i32)*)\)", kernel.asm["ttgir"])
-    assert max(len(changed.split(", ")) for changed in loops) == most, "a value was taken to stay"
+    found = sorted((len(changed.split(", ")) for changed in loops), reverse=True)
+    assert found[: len(most)] == most, "a value was taken to stay"
 
 
 def check_descriptors(kernel: Any) -> None:
