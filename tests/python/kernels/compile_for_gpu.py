@@ -227,6 +227,7 @@ def compile_streamed_prefills() -> None:
         waits = ptx.count("griddepcontrol.wait")
         assert waits == 3, "every role waits for the kernel before, once"
         check_descriptors(kernel)
+        check_carried(kernel, [6])
         assert kernel.metadata.shared <= SHARED_BYTES
 
 
