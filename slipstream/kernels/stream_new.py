@@ -50,8 +50,8 @@ def unprepared(
     AT_ONCE: gl.constexpr,
 ):  # fmt: skip
     """What ``prepared`` makes of heads [rows, dim] at ``heads`` [rows, 1]: they, the entries that
-    they are rotated with, and cosines and sines. Zeros where not in_use [rows, 1]. A function of its
-    own, so that all of several is asked for before any of it is waited for. cos, sin: [tokens,
+    they are rotated with, and cosines and sines. Zeros where not in_use [rows, 1]. A function of
+    its own, so that all of several is asked for before any of it is waited for. cos, sin: [tokens,
     ROTATED]."""
     x = gl.load(heads + dims[None, :], mask=in_use, other=0.0)
     y, cosines, sines = x, x, x
