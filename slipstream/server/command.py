@@ -14,17 +14,22 @@ from slipstream.server.ports import Ports
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What to run and where it listens; a port 0 is tritonserver's own default."""
+    """What to run and where it listens; a port 0 is tritonserver's own default.
+
+    log: the file that its output goes to; None: wherever that of this process goes.
+    detached: it lives on when the process that started it ends.
+    """
 
     repository: Path
     backends: Path
     host: str
     ports: Ports
-    log: Path
+    log: Path | None
     exit_timeout_s: int = 35
     log_verbose: int = 0
     wait_for_idle_s: float = 30.0  # at most, before it is told to exit: see TritonProcess.drain
     extra: tuple[str, ...] = ()
+    detached: bool = False
 
 
 def command_line(server: TritonServer, options: ServerOptions) -> list[str]:

@@ -27,6 +27,17 @@ def taken_port(host: str, ports: Collection[int], session: int) -> int | None:
     return next((port for inode, port in found.items() if inode not in own), None)
 
 
+def listener_on(host: str, port: int) -> str:
+    """Who listens on a port: ``process 12 (tritonserver)``; empty if that cannot be seen."""
+    sockets = _listening(host, (port,)).keys()
+    for process in _processes():
+        if sockets & _sockets_of(process):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                name = (_PROC / str(process) / "comm").read_text().strip()
+                return f"process {process} ({name})"
+    return ""
+
+
 def _listening(host: str, ports: Collection[int]) -> dict[int, int]:
     """Sockets, by inode, that listen on one of the ports, and on the address or on every one."""
     found = {}
@@ -63,9 +74,12 @@ def _sockets_of(process: int) -> set[int]:
     return found
 
 
+def _processes() -> Iterator[int]:
+    return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
+
+
 def _processes_of(session: int) -> Iterator[int]:
-    for entry in _PROC.iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if os.getsid(int(entry.name)) == session:
-                    yield int(entry.name)
+    for process in _processes():
+        with contextlib.suppress(OSError):
+            if os.getsid(process) == session:
+                yield process

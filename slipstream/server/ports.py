@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from slipstream.server.installation import InstallationError
+from slipstream.server.listeners import listener_on
 
 USUAL = (8000, 8001, 8002)
 
@@ -50,8 +52,10 @@ def _hold(host: str, candidates: list[int], held: ExitStack) -> int:
             listener.listen(1)
         except OSError as error:
             if port == candidates[-1]:
+                owner = listener_on(host, port) if error.errno == errno.EADDRINUSE else ""
                 raise InstallationError(
                     f"cannot listen on {host}:{port}: {error.strerror}"
+                    + (f" by {owner}" if owner else "")
                 ) from None
             continue
         return int(listener.getsockname()[1])

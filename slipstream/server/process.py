@@ -16,7 +16,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
+from typing import BinaryIO
 
 from slipstream.errors import SlipstreamError
 from slipstream.server.command import ServerOptions, command_line
@@ -52,11 +54,12 @@ class PortTakenError(ServerError):
         self.port = port
 
 
-def _before_exec() -> None:
-    """In the child: a server does not outlive whoever started it, even one killed with -9, and
-    has as many descriptors as it may: every connection takes one."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def _before_exec(detached: bool) -> None:
+    """In the child: a server that is not detached does not outlive whoever started it, even one
+    killed with -9. It has as many descriptors as it may: every connection takes one."""
+    if not detached:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # more than the kernel's fs.nr_open
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -65,7 +68,7 @@ def _before_exec() -> None:
 class TritonProcess:
     """A running tritonserver. As a context manager it is stopped at the end.
 
-    Its output goes to ``options.log``. Only this process, by its id, is ever signalled.
+    Only this process, by its id, is ever signalled.
     """
 
     def __init__(self, server: TritonServer, options: ServerOptions) -> None:
@@ -76,22 +79,30 @@ class TritonProcess:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        log = self._options.log.open("wb")
+        log = self._open_log()
         try:
             # A session of its own: Ctrl-C in a terminal reaches us alone, and we drain it.
             return subprocess.Popen(
                 command_line(self._server, self._options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=None if log is None else subprocess.STDOUT,
                 env=server_environment(self._options.backends),
                 start_new_session=True,
-                preexec_fn=_before_exec,
+                preexec_fn=partial(_before_exec, self._options.detached),
             )
         except OSError as error:
             raise ServerError(f"{self._server.binary}: {error.strerror}") from None
         finally:
-            log.close()
+            if log is not None:
+                log.close()
+
+    def _open_log(self) -> BinaryIO | None:
+        file = self._options.log
+        try:
+            return None if file is None else file.open("wb")
+        except OSError as error:
+            raise ServerError(f"cannot write the log {file}: {error.strerror}") from None
 
     def restart(self, ports: Ports) -> None:
         """Ends the process at once and starts one like it, with other ports.
@@ -241,7 +252,9 @@ class TritonProcess:
         return self._process.wait()
 
     def tail(self, lines: int = 30) -> list[str]:
-        """The last lines of the log."""
+        """The last lines of the log; none without a file of it."""
+        if self._options.log is None:
+            return []
         try:
             with self._options.log.open("rb") as log:
                 log.seek(0, os.SEEK_END)
@@ -253,6 +266,8 @@ class TritonProcess:
 
     def explain(self) -> str:
         """The log's lines that look like the reason of a failure, then its tail."""
+        if self._options.log is None:
+            return "(its output, above, says why)"
         reasons = [line for line in self.tail(2000) if _FAILURE.match(line)]
         shown = [*reasons[:12], "...", *self.tail(8)] if reasons else self.tail(25)
         return "\n".join([*shown, f"(all of it: {self._options.log})"])

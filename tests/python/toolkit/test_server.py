@@ -125,7 +125,8 @@ def test_usual_ports_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_given_ports_do_not_give_way() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InstallationError, match=f"cannot listen on 127.0.0.1:{port}"):
+        message = f"cannot listen on 127.0.0.1:{port}: Address already in use by process"
+        with pytest.raises(InstallationError, match=f"^{message} {os.getpid()} "):
             choose_ports("127.0.0.1", http=port)
 
 
@@ -238,3 +239,9 @@ def test_a_server_that_does_not_drain_is_killed(
 def test_a_binary_that_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="No such file"):
         TritonProcess(TritonServer(tmp_path / "none", ""), options(tmp_path))
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    given = replace(options(tmp_path), log=tmp_path / "none" / "log")
+    with pytest.raises(ServerError, match="cannot write the log .*/none/log: No such file"):
+        TritonProcess(fake(tmp_path), given)
