@@ -193,9 +193,8 @@ class PagedTritonPlan:
         """Whether all are single tokens of the kernel that stores their KV itself. It may: none of
         them has a block that another one writes to (executor/step.h)."""
         batch = self._batch
-        if batch.tile_rows.shape[0] or not batch.decode_rows.shape[0]:
-            return False
-        return self._backend.decode_kernel(batch).streamed
+        alone = batch.decode_rows.shape[0] > 0 and not batch.tile_rows.shape[0]
+        return alone and self._decode_kernel.streamed
 
     def _decode(
         self,
