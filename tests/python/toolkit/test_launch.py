@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -170,8 +171,9 @@ def test_a_taken_port_is_refused_with_its_owner(repository: Path, force: tuple[s
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
         message = f"{HOST}:{port}: Address already in use by process {os.getpid()} ("
+        free = ["--http_port", str(choose_ports(HOST).http)]
         with pytest.raises(InstallationError, match=re.escape(message)):
-            parse(repository, "--host", HOST, "--grpc_port", str(port), *force)
+            parse(repository, "--host", HOST, *free, "--grpc_port", str(port), *force)
 
 
 def command(repository: Path, *arguments: str) -> list[str]:
@@ -242,7 +244,9 @@ def test_told_to_stop_while_models_load_it_leaves_nothing(
 ) -> None:
     log = tmp_path / "log"
     never = command(repository, "--tensorrt_llm_model_name", "ensemble", "--log-file", str(log))
-    with subprocess.Popen(never) as script:
+    # Started in the background, as tests may be, it would ignore SIGINT.
+    heeding = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(never, preexec_fn=heeding) as script:
         wait_until(lambda: log.exists() and "40%" in log.read_text())
         [server] = psutil.Process(script.pid).children()
         script.send_signal(number)

@@ -266,8 +266,8 @@ def paged(max_decodes: int, monkeypatch: pytest.MonkeyPatch, head_dim: int = 128
 @pytest.mark.parametrize(
     ("max_decodes", "head_dim", "streamed"),
     [
-        (40, 128, [True] * 16 + [False] * 24),
-        (16, 128, [True] * 16),
+        (40, 128, [True] * 12 + [False] * 28),
+        (12, 128, [True] * 12),
         (40, 96, [False] * 40),  # not for this size of heads
     ],
 )
