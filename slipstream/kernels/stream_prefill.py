@@ -117,43 +117,61 @@ def _release(bar):
 
 
 @gluon.jit
+def _multiply(
+    queries, weights, summed, turn, rings, GROUP_OF_WARPS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The scores of a turn's keys, and the sums with the values of the turn before, whose weights
+    are given; these are still under way."""
+    k_ring, v_ring, k_ready, k_empty, v_ready, _, order = rings
+    TILE: gl.constexpr = k_ring.shape[1]
+    of_scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [_WARPS, 1], [16, TILE, 16])
+    as_weights: gl.constexpr = gl.DotOperandLayout(0, summed.type.layout, 2)
+    place = turn % STAGES
+    before = (turn - 1) % STAGES
+    keys = k_ring.index(place).permute((1, 0))
+    raw = gl.zeros([HALF, TILE], gl.float32, of_scores)
+    mbarrier.wait(k_ready.index(place), turn // STAGES & 1)
+    _await_turn(order, turn, GROUP_OF_WARPS)
+    raw = warpgroup_mma(queries, keys, raw, use_acc=False, is_async=True)
+    mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)
+    rounded = _unpacked(weights, k_ring.dtype, as_weights)
+    summed = warpgroup_mma(rounded, v_ring.index(before), summed, is_async=True)
+    mbarrier.arrive(order.index(1 - GROUP_OF_WARPS), count=1)
+    raw = warpgroup_mma_wait(1, deps=(raw,))
+    _release(k_empty.index(place))
+    return raw, summed
+
+
+@gluon.jit
+def _await_sums(summed, weights, turn, rings, STAGES: gl.constexpr):
+    """Until ``_multiply`` has added up; weights: of this turn, computed in the meantime."""
+    _, _, _, _, v_ready, v_empty, _ = rings
+    before = (turn - 1) % STAGES
+    # Passed before, and so again at once, but the compiler moves nothing past it: the weights are
+    # computed before the wait below.
+    mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)
+    summed, weights = warpgroup_mma_wait(0, deps=(summed, weights))
+    _release(v_empty.index(before))
+    return summed, weights
+
+
+@gluon.jit
 def _walk(
     q_places, q_place, weights, summed, maximum, total, own, first_step, last_step, used, last,
     inner, factor, rings, GROUP_OF_WARPS: gl.constexpr, MASKED: gl.constexpr, MASK: gl.constexpr,
     MASK_SIZE: gl.constexpr, SOFT_CAP: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Steps of an item: keys of a tile, and values of the one before, whose weights are given."""
-    k_ring, v_ring, k_ready, k_empty, v_ready, v_empty, order = rings
-    TILE: gl.constexpr = k_ring.shape[1]
-    of_scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [_WARPS, 1], [16, TILE, 16])
-    of_sums: gl.constexpr = summed.type.layout
-    as_weights: gl.constexpr = gl.DotOperandLayout(0, of_sums, 2)
     queries = q_places.index(opaque(q_place))  # descriptors of this walk's own
-    nothing = gl.zeros([HALF, TILE], gl.float32, of_scores)
     for step in range(first_step, last_step):
         turn = used + step
-        place = turn % STAGES
-        before = (turn - 1) % STAGES
-        keys = k_ring.index(place).permute((1, 0))
-        mbarrier.wait(k_ready.index(place), turn // STAGES & 1)
-        _await_turn(order, turn, GROUP_OF_WARPS)
-        raw = warpgroup_mma(queries, keys, nothing, use_acc=False, is_async=True)
-        mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)
-        rounded = _unpacked(weights, k_ring.dtype, as_weights)
-        summed = warpgroup_mma(rounded, v_ring.index(before), summed, is_async=True)
-        mbarrier.arrive(order.index(1 - GROUP_OF_WARPS), count=1)
-        raw = warpgroup_mma_wait(1, deps=(raw,))
-        _release(k_empty.index(place))
+        raw, summed = _multiply(queries, weights, summed, turn, rings, GROUP_OF_WARPS, STAGES)
         weights, shrink, maximum, total = _weigh(
-            raw, last - step, own, maximum, total, inner, factor, k_ring.dtype, MASKED, MASK,
+            raw, last - step, own, maximum, total, inner, factor, rings[0].dtype, MASKED, MASK,
             MASK_SIZE, SOFT_CAP,
         )  # fmt: skip
-        # Passed above, and so again at once, but the compiler moves nothing past it: the weights
-        # are computed before the wait below.
-        mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)
-        summed, weights = warpgroup_mma_wait(0, deps=(summed, weights))
-        _release(v_empty.index(before))
-        summed = summed * gl.convert_layout(shrink, gl.SliceLayout(1, of_sums))[:, None]
+        summed, weights = _await_sums(summed, weights, turn, rings, STAGES)
+        summed = summed * gl.convert_layout(shrink, gl.SliceLayout(1, summed.type.layout))[:, None]
     return weights, summed, maximum, total
 
 
@@ -215,30 +233,12 @@ def _end_and_begin(
 
     size, position, kv_head: of the next. turn: of its keys.
     """
-    k_ring, v_ring, k_ready, k_empty, v_ready, v_empty, order = rings
-    TILE: gl.constexpr = k_ring.shape[1]
-    of_scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [_WARPS, 1], [16, TILE, 16])
-    as_weights: gl.constexpr = gl.DotOperandLayout(0, summed.type.layout, 2)
-    place = turn % STAGES
-    before = (turn - 1) % STAGES
-    keys = k_ring.index(place).permute((1, 0))
-    raw = gl.zeros([HALF, TILE], gl.float32, of_scores)
-    mbarrier.wait(k_ready.index(place), turn // STAGES & 1)
-    _await_turn(order, turn, GROUP_OF_WARPS)
-    raw = warpgroup_mma(next_queries, keys, raw, use_acc=False, is_async=True)
-    mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)
-    rounded = _unpacked(weights, k_ring.dtype, as_weights)
-    summed = warpgroup_mma(rounded, v_ring.index(before), summed, is_async=True)
-    mbarrier.arrive(order.index(1 - GROUP_OF_WARPS), count=1)
-    raw = warpgroup_mma_wait(1, deps=(raw,))
-    _release(k_empty.index(place))
+    raw, summed = _multiply(next_queries, weights, summed, turn, rings, GROUP_OF_WARPS, STAGES)
     weights, maximum, total = _weigh_first(
-        raw, sinks, size, position, kv_head, inner, factor, k_ring.dtype, GROUP_OF_WARPS, GROUP,
+        raw, sinks, size, position, kv_head, inner, factor, rings[0].dtype, GROUP_OF_WARPS, GROUP,
         MASK, MASK_SIZE, SOFT_CAP, SINKS,
     )  # fmt: skip
-    mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)  # see _walk
-    summed, weights = warpgroup_mma_wait(0, deps=(summed, weights))
-    _release(v_empty.index(before))
+    summed, weights = _await_sums(summed, weights, turn, rings, STAGES)
     return summed, weights, maximum, total
 
 
