@@ -141,10 +141,7 @@ TEST_CASE("backend: a later step of an ensemble cancels the stream behind its ha
   CHECK(Ids({last}).empty());
   CheckClean({client});
   // The handle goes after the last response, on the thread that sent it.
-  for (int i = 0; i < 20000 && FlowRegistry::Instance().size() > 0; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  CHECK(FlowRegistry::Instance().size() == 0);
+  WaitFor([] { return FlowRegistry::Instance().size() == 0; });
 }
 
 TEST_CASE("backend: a dead worker's requests continue, and a dead model answers with errors") {

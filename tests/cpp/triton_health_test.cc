@@ -28,13 +28,6 @@ namespace {
 constexpr char kDeathCase[] = "health: in a process of its own";
 constexpr char kDeathVariable[] = "SLIPSTREAM_TEST_DEATH";
 
-void WaitFor(const std::function<bool()>& condition) {
-  for (int i = 0; i < 20000 && !condition(); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  REQUIRE(condition());
-}
-
 // A model, as its HealthWatch sees it.
 class Watched {
  public:

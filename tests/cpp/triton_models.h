@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <chrono>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <string>
@@ -107,12 +109,17 @@ inline host::RequestSpec AskText(const std::string& text, int32_t max_tokens, bo
   return spec;
 }
 
+inline void WaitFor(const std::function<bool()>& condition) {
+  for (int i = 0; i < 20000 && !condition(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  REQUIRE(condition());
+}
+
 // Nothing of any request is left, and each got its one final response, statistics and release.
 inline void CheckClean(const std::vector<std::shared_ptr<host::Client>>& clients) {
   for (const auto& client : clients) {
-    for (int i = 0; i < 20000 && client->released == 0; ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    WaitFor([&] { return client->released > 0; });
     CHECK(client->released == 1);
     CHECK(client->reported_success + client->reported_failure == 1);
     int finals = 0;
