@@ -213,6 +213,8 @@ def test_the_server_lives_on(repository: Path, tmp_path: Path) -> None:
     server = psutil.Process(int(number))
     try:
         assert os.getsid(server.pid) == server.pid
+        time.sleep(0.5)  # in which a signal at the script's end would have ended it
+        assert not has_ended(server)
         server.terminate()
         wait_until(lambda: has_ended(server))
     finally:
