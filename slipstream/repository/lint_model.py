@@ -154,11 +154,10 @@ def _check_parameters(
             _check_value(key, parameters[key], report)
     names = _MODEL_KEYS[role]
     scripted = role == "llm" and parameters.get("worker") == "scripted"
-    if any(parameters.get(name, "").strip() for name in names) or scripted:
-        pass
-    elif role == "pipeline":
+    named = scripted or any(parameters.get(name, "").strip() for name in names)
+    if not named and role == "pipeline":
         report.warning(f"parameters[{names[0]}]", "not set; the llm's applies, once it is loaded")
-    else:
+    elif not named:
         report.error(f"parameters[{names[0]}]", "not set; it must name a Hugging Face directory")
     in_drop_in_keys = bool(MARKERS & parameters.keys())
     expected = own if not in_drop_in_keys else drop_in | (QUEUE_SIZE if role == "llm" else {})
