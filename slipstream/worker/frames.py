@@ -163,6 +163,10 @@ _STEP = _struct_of(STEP_HEADER)
 _RESULT = _struct_of(RESULT_HEADER)
 _STEP_INDEXED = _indexed(STEP_HEADER, STEP_ARRAYS)
 _PADS = tuple(bytes(size) for size in range(8))
+_NO_INTS = np.empty(0, np.int32)
+_NO_FLOATS = np.empty(0, np.float32)
+_SEQUENCE_ARRAYS = [(name, dtype) for name, dtype, count in RESULT_ARRAYS if count == "num_seqs"]
+_OTHER_ARRAYS = [(name, dtype) for name, dtype, count in RESULT_ARRAYS if count != "num_seqs"]
 
 
 class FrameError(ValueError):
@@ -206,6 +210,7 @@ class StepResult:
 
     ``logits`` holds, per sequence, its context rows, then its generation rows, each row one
     float32 a vocabulary entry. Times are CLOCK_MONOTONIC nanoseconds around the forward pass.
+    ``packed``: what ``pack_sequences`` gives for this result, where it is known beforehand.
     """
 
     step_id: int
@@ -218,9 +223,10 @@ class StepResult:
     context_rows: UInt32Array
     generation_rows: UInt32Array
     tokens: Int32Array
-    logprob_ids: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
-    logprob_values: Float32Array = field(default_factory=lambda: np.empty(0, np.float32))
-    logits: Float32Array = field(default_factory=lambda: np.empty(0, np.float32))
+    logprob_ids: Int32Array = field(default_factory=lambda: _NO_INTS)
+    logprob_values: Float32Array = field(default_factory=lambda: _NO_FLOATS)
+    logits: Float32Array = field(default_factory=lambda: _NO_FLOATS)
+    packed: bytes | None = None
 
 
 def parse_step(payload: npt.NDArray[np.uint8]) -> StepPlan:
@@ -231,7 +237,8 @@ def parse_step(payload: npt.NDArray[np.uint8]) -> StepPlan:
     """
     if payload.size < STEP_HEADER.itemsize:
         raise FrameError(f"STEP payload of {payload.size} bytes is shorter than its header")
-    header = _STEP.unpack_from(payload.data)
+    data = payload.data
+    header = _STEP.unpack_from(data)
     offset, size = _STEP.size, payload.size
     arrays = []
     for name, dtype, count, empty in _STEP_INDEXED:
@@ -241,7 +248,7 @@ def parse_step(payload: npt.NDArray[np.uint8]) -> StepPlan:
         end = offset + header[count] * dtype.itemsize
         if end > size:
             raise FrameError(f"STEP payload of {size} bytes ends inside {name}, which needs {end}")
-        arrays.append(payload[offset:end].view(dtype))
+        arrays.append(np.frombuffer(data, dtype, header[count], offset))
         offset = aligned(end)
     if offset != aligned(size):
         raise FrameError(f"STEP payload has {size} bytes; its arrays end at {offset}")
@@ -260,8 +267,16 @@ def encode_result(result: StepResult) -> list[memoryview]:
         result.logprob_ids.size,
         0,
     )
-    arrays = [(getattr(result, name), dtype) for name, dtype, _ in RESULT_ARRAYS]
-    return pack_arrays(header, arrays)
+    packed = pack_sequences(result) if result.packed is None else result.packed
+    arrays = [(getattr(result, name), dtype) for name, dtype in _OTHER_ARRAYS]
+    return pack_arrays(header + packed, arrays)
+
+
+def pack_sequences(result: StepResult) -> bytes:
+    """The arrays with an entry per sequence, up to where the next one starts."""
+    arrays = [(getattr(result, name), dtype) for name, dtype in _SEQUENCE_ARRAYS]
+    packed = b"".join(pack_arrays(b"", arrays))
+    return packed + _PADS[aligned(len(packed)) - len(packed)]
 
 
 def pack_arrays(

@@ -29,13 +29,14 @@ from slipstream.kernels.step_tokens import expand_tokens, keep_tokens
 from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup
 from slipstream.sampling.processors import banned_tokens
-from slipstream.sampling.rng import uniform
 from slipstream.sampling.sampler import Logprobs, Sampled, sample
 from slipstream.worker.engine import IntArray, LogitRows, LogitsOf, ModelRunner, PendingStep
-from slipstream.worker.frames import StepPlan, StepResult
+from slipstream.worker.frames import Int32Array, StepPlan, StepResult
 from slipstream.worker.graph_shapes import MIXED_TOKENS, Tiles, fitting, graph_sizes
 from slipstream.worker.slots import PlanError
-from slipstream.worker.staging import DeviceStep, HostStep, Staging, StepShape
+from slipstream.worker.staging import DeviceStep, Staging, StepShape
+from slipstream.worker.steady import SteadyBatch
+from slipstream.worker.step_filler import StepFiller
 
 Progress = Callable[[float, str], None]
 
@@ -88,11 +89,11 @@ class GraphRunner(ModelRunner):
         self._per_block = self.caches[0].shape.tokens_per_block
         self._max_num_seqs = max_num_seqs
         groups_, num_slots, blocks = self._slots.block_tables.shape
-        # Slots and tables have one row more than the host knows, for padding.
-        self._padding = num_slots
+        # One row more than the host knows, for padding.
         self._tables = torch.zeros(
             (groups_, num_slots + 1, blocks), dtype=torch.int32, device=device
         )
+        self._filler = StepFiller(self._slots, self._tables)
         # Mixed graphs are a little larger than any step: see _mixed_shapes.
         largest = StepShape(
             tokens,
@@ -118,6 +119,7 @@ class GraphRunner(ModelRunner):
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._decode_sizes: list[int] = []
         self._mixed: list[StepShape] = []  # by tokens, then samples
+        self._steady: SteadyBatch | None = None  # that of the last step
 
     @torch.inference_mode()
     def capture(self, progress: Progress = lambda fraction, what: None) -> None:
@@ -129,7 +131,7 @@ class GraphRunner(ModelRunner):
         pool = torch.cuda.graph_pool_handle()
         for done, shape in enumerate(sorted(shapes, key=lambda s: -s.tokens)):
             progress(done / len(shapes), f"capturing CUDA graphs: {shape.tokens} tokens")
-            _clear(self._staging.begin(shape), self._padding)
+            self._filler.clear(self._staging.begin(shape))
             if shape.tiles:
                 self._kernels.stage_chunks(_NO_CHUNKS, shape.tokens, self._staging.turn)
             self._compute(shape)  # compiles and chooses kernels, which a capture must not
@@ -161,9 +163,16 @@ class GraphRunner(ModelRunner):
         sequences = min(tokens, self._max_num_seqs)
         return (tokens // self._per_block + sequences) * len(self.groups)
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """See ModelRunner.launch; waits for nothing unless the host has to see the logits."""
+        if self._steady is not None and self._steady.goes_on_in(plan):
+            return self._go_on(self._steady, plan)
+        self._steady = None
+        return self._launch(plan)
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan) -> PendingStep:
+        """A step of any kind."""
         slots = self._apply(plan)
         start_ns = time.monotonic_ns()
         num_tokens = plan.num_tokens.astype(np.int64)
@@ -174,9 +183,48 @@ class GraphRunner(ModelRunner):
             return PendingStep.of(result)
         shape, picks = self._enqueue(plan, slots, num_tokens, rows)
         self._ban(plan, slots, num_tokens, rows, shape, picks)
+        self._steady = self._steady_batch(plan, slots, rows, shape)
         result = self._result(plan, slots, rows, None, None)
         result.start_ns = start_ns
-        return self._pending(result, rows, picks)
+
+        def answer(tokens: Int32Array, finite: Int32Array) -> StepResult:
+            self._add_tokens(result, rows, tokens[picks], finite[picks] != 0)
+            return result
+
+        return self._pending(answer)
+
+    def _go_on(self, batch: SteadyBatch, plan: StepPlan) -> PendingStep:
+        """The next step of a batch that decodes on."""
+        self._slots.append_blocks(plan, batch.slots)
+        start_ns = time.monotonic_ns()
+        host = self._staging.begin(batch.shape)
+        if self._staging.turn in batch.filled:
+            self._filler.progress(host, plan, batch)
+        else:
+            self._filler.decodes(host, plan, batch.slots, batch.rows)
+            batch.filled.add(self._staging.turn)
+        self._graphs[batch.shape].replay()
+        step_id, count = plan.step_id, batch.slots.size
+
+        def answer(tokens: Int32Array, finite: Int32Array) -> StepResult:
+            result = batch.answer(step_id, tokens[:count], finite[:count])
+            result.start_ns = start_ns
+            return result
+
+        return self._pending(answer)
+
+    def _steady_batch(
+        self, plan: StepPlan, slots: IntArray, rows: LogitRows, shape: StepShape
+    ) -> SteadyBatch | None:
+        """Of a step whose sequences all decode, in a graph and with nothing to be done beside."""
+        state, count = self._slots.sampling, slots.size
+        single = plan.token_ids.size == rows.sampled_seqs.size == count
+        if not single or shape.tiles or shape not in self._graphs or state.features[slots].any():
+            return None
+        draws = bool(state.temperature[slots].any())
+        batch = SteadyBatch(plan, slots, rows, shape, draws=draws)
+        batch.filled.add(self._staging.turn)
+        return batch
 
     def _apply(self, plan: StepPlan) -> IntArray:
         if plan.token_ids.size > self._max_num_tokens:
@@ -186,15 +234,15 @@ class GraphRunner(ModelRunner):
             )
         return super()._apply(plan)
 
-    def _pending(self, result: StepResult, rows: LogitRows, picks: IntArray) -> PendingStep:
+    def _pending(self, answer: Callable[[Int32Array, Int32Array], StepResult]) -> PendingStep:
+        """answer: makes the result of the rows' tokens, and of whether they were finite."""
         turn = self._staging.turn
         arrived, event = self._arrived_on_host[turn], self._events[turn]
         event.record(self._stream)
 
         def finish() -> StepResult:
             event.synchronize()
-            tokens, finite = arrived[:, picks]
-            self._add_tokens(result, rows, tokens, finite != 0)
+            result = answer(*arrived)
             result.end_ns = time.monotonic_ns()
             return result
 
@@ -256,24 +304,6 @@ class GraphRunner(ModelRunner):
         logprobs = Logprobs(width, part.logprobs.ids, part.logprobs.values)
         return Sampled(tokens, known, logprobs)
 
-    def _new_blocks(self, host: HostStep) -> None:
-        """Tells the device what the plan has added to block tables."""
-        added = self._slots.appended
-        if added is None:
-            return
-        num_groups, num_slots, width = self._tables.shape
-        entry = added.slots * width + added.entries
-        entries = (np.arange(num_groups)[:, None] * (num_slots * width) + entry).ravel()
-        if entries.size <= host.new_entries.size:
-            host.new_entries[: entries.size] = entries
-            host.new_blocks[: entries.size] = added.block_ids.ravel()
-            return
-        # A long prefix is reused. A copy from pageable memory would wait for all that is enqueued;
-        # torch keeps the pinned memory until the copy is done.
-        update = np.stack((entries, added.block_ids.ravel()))
-        on_device = torch.from_numpy(update).pin_memory().to(self.device, non_blocking=True)
-        self._tables.view(-1).index_copy_(0, on_device[0], on_device[1].int())
-
     def _enqueue(
         self, plan: StepPlan, slots: IntArray, num_tokens: IntArray, rows: LogitRows
     ) -> tuple[StepShape, IntArray]:
@@ -281,7 +311,7 @@ class GraphRunner(ModelRunner):
         row of ``_logits_of_samples`` and ``_sampled``."""
         shape = self._decodes(slots, num_tokens)
         if shape is not None:
-            self._stage_decode(shape, plan, slots, rows)
+            self._filler.decodes(self._staging.begin(shape), plan, slots, rows)
             self._graphs[shape].replay()
             return shape, rows.sampled_seqs
         shape = self._stage_mixed(plan, slots, num_tokens, rows, graphs=True)
@@ -328,22 +358,6 @@ class GraphRunner(ModelRunner):
         size = self._decode_sizes[bisect.bisect_left(self._decode_sizes, slots.size)]
         return self._decode_shape(size)
 
-    def _stage_decode(
-        self, shape: StepShape, plan: StepPlan, slots: IntArray, rows: LogitRows
-    ) -> None:
-        """One token of each slot; every row of the batch is a row that is sampled."""
-        host = self._staging.begin(shape)
-        _clear(host, self._padding)
-        count = slots.size
-        host.token_ids[:count] = plan.token_ids
-        host.positions[:count] = plan.first_position
-        host.token_slots[:count] = slots
-        host.decode_rows[:count] = np.arange(count)
-        host.decode_slots[:count] = slots
-        known = plan.first_position.astype(np.int64) + 1
-        self._fill_samples(host, rows.sampled_seqs, slots, known, rows.sampled_seqs)
-        self._new_blocks(host)
-
     def _stage_mixed(
         self,
         plan: StepPlan,
@@ -355,53 +369,22 @@ class GraphRunner(ModelRunner):
     ) -> StepShape:
         """Chunks and single tokens; with ``graphs`` padded to the shape of one that fits."""
         starts = np.cumsum(num_tokens) - num_tokens
-        decodes = np.flatnonzero(num_tokens == 1)
         tiles = Tiles.of(plan, num_tokens, starts, self._kernels.tile_tokens)
-        seqs = rows.sampled_seqs
         exact = StepShape(
             plan.token_ids.size,
-            decodes.size,
+            int((num_tokens == 1).sum()),
             tiles.rows.size,
-            seqs.size,
+            rows.sampled_seqs.size,
             self._room_for_blocks(plan.token_ids.size),
         )
         shape = fitting(self._mixed, exact) if graphs else exact
-        host = self._staging.begin(shape)
-        _clear(host, self._padding)
-        sequence = np.repeat(np.arange(slots.size), num_tokens)
-        first = plan.first_position.astype(np.int64)
-        host.token_ids[: exact.tokens] = plan.token_ids
-        host.positions[: exact.tokens] = np.arange(sequence.size) + (first - starts)[sequence]
-        host.token_slots[: exact.tokens] = slots[sequence]
-        host.decode_rows[: exact.decodes] = starts[decodes]
-        host.decode_slots[: exact.decodes] = slots[decodes]
-        host.tile_rows[: exact.tiles] = tiles.rows
-        host.tile_sizes[: exact.tiles] = tiles.sizes
-        host.tile_slots[: exact.tiles] = slots[tiles.seqs]
-        host.sample_rows[: exact.samples] = (starts + num_tokens - 1)[seqs]
-        known = first + num_tokens
-        self._fill_samples(host, np.arange(seqs.size), slots, known, seqs)
-        self._new_blocks(host)
+        chunks = Chunks(
+            starts, num_tokens, slots, plan.first_position.astype(np.int64) + num_tokens
+        )
+        self._filler.chunks(self._staging.begin(shape), plan, chunks, tiles, rows)
         if shape.tiles:
-            sequences = Chunks(starts, num_tokens, slots, known)
-            self._kernels.stage_chunks(sequences, shape.tokens, self._staging.turn)
+            self._kernels.stage_chunks(chunks, shape.tokens, self._staging.turn)
         return shape
-
-    def _fill_samples(
-        self, host: HostStep, places: IntArray, slots: IntArray, known: IntArray, seqs: IntArray
-    ) -> None:
-        """How ``seqs`` are sampled, at ``places``. known: tokens before the one to sample."""
-        chosen = slots[seqs]
-        state = self._slots.sampling
-        host.sample_slots[places] = chosen
-        temperature = state.temperature[chosen]
-        host.temperature[places] = temperature
-        if temperature.any():
-            host.top_k[places] = state.top_k[chosen]
-            host.top_p[places] = state.top_p[chosen]
-            host.min_p[places] = state.min_p[chosen]
-            index = known[seqs] - self._slots.prompt_len[chosen]
-            host.uniform[places] = uniform(state.seed[chosen], index)
 
     def _hidden(self, step: DeviceStep, kept: torch.Tensor | None) -> torch.Tensor:
         tokens = step.shape.tokens
@@ -466,16 +449,3 @@ class GraphRunner(ModelRunner):
 def _sample_sizes(most: int) -> list[int]:
     """Of mixed graphs that may sample up to so many rows, ascending."""
     return [*(fewer for fewer in _SAMPLES if fewer < most), most]
-
-
-def _clear(host: HostStep, padding_slot: int) -> None:
-    """Makes everything padding."""
-    host.token_ids[:] = 0
-    host.positions[:] = 0
-    host.token_slots[:] = padding_slot
-    host.decode_rows[:] = -1
-    host.tile_rows[:] = -1
-    host.sample_rows[:] = 0
-    host.sample_slots[:] = padding_slot
-    host.temperature[:] = 0.0
-    host.new_entries[:] = -1

@@ -87,7 +87,7 @@ class SlotTable:
         if not self.admitted[slots].all():
             missing = slots[~self.admitted[slots]].tolist()
             raise PlanError(f"step {plan.step_id} names slots {missing}, which are not admitted")
-        self._append_blocks(plan, slots)
+        self.append_blocks(plan, slots)
         return slots
 
     def _admit(self, record: np.void, aux: Int32Array) -> None:
@@ -99,32 +99,40 @@ class SlotTable:
         self.generation_logits[slot] = bool(int(record["flags"]) & AdmitFlag.GENERATION_LOGITS)
         self.sampling.admit(slot, sampling_params(record, aux))
 
-    def _append_blocks(self, plan: StepPlan, slots: IntArray) -> None:
-        counts = plan.num_new_blocks.astype(np.int64)
-        held = self.num_blocks[slots]
+    def append_blocks(self, plan: StepPlan, slots: IntArray) -> None:
+        """The part of ``apply`` that comes after slots were admitted. slots: the plan's."""
         self.appended = None
-        if counts.any():
-            total = held + counts
-            num_groups, _, most = self.block_tables.shape
-            if plan.num_groups != num_groups:
-                raise PlanError(
-                    f"step {plan.step_id} has {plan.num_groups} KV groups, the model {num_groups}"
-                )
-            if total.max() > most:
-                raise PlanError(
-                    f"step {plan.step_id} gives a slot {total.max()} blocks, the longest "
-                    f"sequence needs {most}"
-                )
-            entry = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - held, counts)
-            ids = plan.new_block_ids.reshape(num_groups, -1)
-            owners = np.repeat(slots, counts)
-            self.block_tables[:, owners, entry] = ids
-            self.appended = BlockEntries(owners, entry, ids)
-            self.num_blocks[slots] = held = total
-        per_slot = plan.first_position.astype(np.int64) + plan.num_tokens
-        if (per_slot > held * self.tokens_per_block).any():
-            short = slots[per_slot > held * self.tokens_per_block].tolist()
+        if np.count_nonzero(plan.num_new_blocks):
+            self._append_blocks(plan, slots)
+        ends = np.add(plan.first_position, plan.num_tokens, dtype=np.int64)
+        beyond = ends > self.num_blocks[slots] * self.tokens_per_block
+        if np.count_nonzero(beyond):
+            short = slots[beyond].tolist()
             raise PlanError(f"step {plan.step_id}: blocks of slots {short} do not cover its tokens")
+
+    def _append_blocks(self, plan: StepPlan, slots: IntArray) -> None:
+        which = plan.num_new_blocks.nonzero()[0]  # few, when all decode
+        slots, counts = slots[which], plan.num_new_blocks[which].astype(np.int64)
+        held = self.num_blocks[slots]
+        total = held + counts
+        num_groups, _, most = self.block_tables.shape
+        if plan.num_groups != num_groups:
+            raise PlanError(
+                f"step {plan.step_id} has {plan.num_groups} KV groups, the model {num_groups}"
+            )
+        if total.max() > most:
+            raise PlanError(
+                f"step {plan.step_id} gives a slot {total.max()} blocks, the longest sequence "
+                f"needs {most}"
+            )
+        ids = plan.new_block_ids.reshape(num_groups, -1)
+        owners, entry = slots, held
+        if counts.max() > 1:
+            owners = slots.repeat(counts)
+            entry = np.arange(owners.size) - (counts.cumsum() - counts - held).repeat(counts)
+        self.block_tables[:, owners, entry] = ids
+        self.appended = BlockEntries(owners, entry, ids)
+        self.num_blocks[slots] = total
 
     def _check_range(self, slot: int) -> None:
         if slot >= self.admitted.size:

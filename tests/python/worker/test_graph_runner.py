@@ -28,6 +28,8 @@ pytest.importorskip("triton")
 
 from slipstream.worker.frames import StepResult
 from slipstream.worker.graph_runner import GraphRunner
+from slipstream.worker.slots import PlanError
+from slipstream.worker.step_filler import StepFiller
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="runs on GPUs are tested by the others"
@@ -256,6 +258,91 @@ def together(
             sequence.tokens.append(token)
             driver.add(plan, sequence, 1, from_slot=True)
     return [sequence.tokens[5:] for sequence in sequences], results
+
+
+def batches_that_decode_on(runner: Any) -> list[list[int]]:
+    """Five sequences, then one in the place of another, three of them, another one alone, these
+    three, all again; over the ends of blocks. The tokens of each."""
+    driver = Driver(runner)
+    random = np.random.default_rng(5)
+    greedy, drawn = {}, {"temperature": 0.9, "seed": 3}
+    sequences, all_ = [], []
+
+    def start(plan: Any, slot: int, length: int, params: dict[str, Any]) -> Any:
+        prompt = random.integers(3, driver.vocab, length).tolist()
+        all_.append(driver.start(plan, slot, prompt, **params))
+        driver.add(plan, all_[-1], length)
+        return all_[-1]
+
+    def run(plan: Any, members: list[Any]) -> None:
+        for sequence, token in zip(members, runner.step(plan.build()).tokens.tolist(), strict=True):
+            sequence.tokens.append(token)
+
+    def decode(members: list[Any], steps: int) -> None:
+        for _ in range(steps):
+            plan = driver.new_plan()
+            for sequence in members:
+                driver.add(plan, sequence, 1, from_slot=True)
+            run(plan, members)
+
+    plan = driver.new_plan()
+    sequences = [start(plan, n, 9 + n, [greedy, drawn][n % 2]) for n in range(5)]
+    run(plan, sequences)
+    decode(sequences, 8)
+    # One token each, of the same slots, as in the step before.
+    plan = driver.new_plan().retire(2)
+    for n, sequence in enumerate(sequences):
+        if n == 2:
+            sequences[n] = start(plan, 2, 1, drawn)
+        else:
+            driver.add(plan, sequence, 1, from_slot=True)
+    run(plan, sequences)
+    decode(sequences, 6)
+    decode(sequences[1:4], 5)
+    plan = driver.new_plan()
+    run(plan, [start(plan, 5, 20, {"num_logprobs": 2})])  # the host samples it
+    decode(sequences[1:4], 4)
+    decode(sequences, 5)
+    return [sequence.tokens for sequence in all_]
+
+
+def test_a_batch_that_decodes_on_gets_what_it_always_gets(
+    checkpoint, monkeypatch: pytest.MonkeyPatch, doubled
+) -> None:
+    path = checkpoint("gqa").path
+    settings = {"device": "cpu", "dtype": "float32", "tokens_per_block": 16, "max_num_seqs": 7}
+    filled, progress = [], StepFiller.progress
+
+    def noted(self: StepFiller, host: Any, plan: Any, batch: Any) -> None:
+        filled.append(batch.slots.size)
+        progress(self, host, plan, batch)
+
+    runner = load_runner(path, **settings)
+    assert isinstance(runner, GraphRunner)
+    garbage(runner)
+    with monkeypatch.context() as patch:
+        patch.setattr(StepFiller, "progress", noted)
+        tokens = batches_that_decode_on(runner)
+    # All but the first steps of a batch in each of the four buffers.
+    assert filled == [5] * 4 + [5] * 3 + [3] + [5]
+    monkeypatch.undo()
+    assert tokens == batches_that_decode_on(load_runner(path, **settings, cuda_graphs=False))
+
+
+def test_a_batch_that_decodes_on_needs_its_blocks(checkpoint, doubled) -> None:
+    settings = {"device": "cpu", "dtype": "float32", "tokens_per_block": 16, "max_num_seqs": 7}
+    runner = load_runner(checkpoint("gqa").path, **settings)
+    driver = Driver(runner)
+    plan = driver.new_plan()
+    sequence = driver.start(plan, 3, [5] * 9)
+    driver.add(plan, sequence, 9)
+    for position in range(9, 16):
+        runner.step(plan.build())
+        plan = driver.new_plan().seq(3, [-1], position)
+    assert runner._steady is not None
+    runner.step(plan.build())
+    with pytest.raises(PlanError, match=r"blocks of slots \[3\] do not cover its tokens"):
+        runner.step(driver.new_plan().seq(3, [-1], 16).build())
 
 
 def test_bans_that_are_known_beforehand_do_not_wait_for_the_host(

@@ -15,9 +15,10 @@ from slipstream.layers.linear import FewRows
 from slipstream.link import FrameType
 from slipstream.worker.channel import Channel
 from slipstream.worker.engine import LogitRows, PendingStep
-from slipstream.worker.frames import StepPlan, StepResult
+from slipstream.worker.frames import StepPlan, StepResult, encode_result
 from slipstream.worker.loop import run_steps
 from slipstream.worker.staging import HostStep, StepShape
+from slipstream.worker.steady import SteadyBatch
 
 SHAPE = StepShape(tokens=7, decodes=3, tiles=5, samples=3, new_blocks=9)
 
@@ -110,6 +111,41 @@ def test_the_kernel_of_a_row_count_is_the_one_measured_for_the_next_size() -> No
     few = FewRows([(1, "one"), (16, "some"), (32, None)], arrivals=None)  # type: ignore[list-item,arg-type]
     found = [few.config(rows) for rows in (1, 2, 16, 17, 32, 33, 500)]
     assert found == ["one", "some", "some", None, None, None, None]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_answer_of_a_batch_that_decodes_on_is_that_of_any_step(
+    count: int, broken: bool
+) -> None:
+    builder = PlanBuilder(3)
+    for slot in range(count):
+        builder.seq(slot + 10, [-1], 20)
+    plan = builder.build()
+    each = np.arange(count)
+    rows = LogitRows(each, each, each, np.zeros(count, np.int64), each)
+    batch = SteadyBatch(plan, each + 10, rows, StepShape(8, 8, 0, 8, 8), draws=False)
+    device = np.arange(100, 100 + count, dtype=np.int32)
+    finite = np.ones(count, np.int32)
+    finite[-1] = not broken
+    result = batch.answer(8, device, finite)
+    device[:] = 0  # the buffer is used again
+    whole = finite != 0
+    expected = StepResult(
+        step_id=8,
+        start_ns=0,
+        end_ns=0,
+        slot=plan.slot,
+        status=(~whole).astype(np.uint32),
+        num_tokens=whole.astype(np.uint32),
+        logprob_width=np.zeros(count, np.uint32),
+        context_rows=np.zeros(count, np.uint32),
+        generation_rows=np.zeros(count, np.uint32),
+        tokens=np.arange(100, 100 + count, dtype=np.int32)[whole],
+    )
+    assert b"".join(encode_result(result)) == b"".join(encode_result(expected))
+    np.testing.assert_array_equal(result.status, expected.status)
+    np.testing.assert_array_equal(result.num_tokens, expected.num_tokens)
 
 
 class FakeRunner:
