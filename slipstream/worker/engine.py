@@ -70,6 +70,17 @@ class LogitRows:
         )
 
 
+def add_tokens(
+    result: StepResult, rows: LogitRows, tokens: npt.NDArray[Any], finite: npt.NDArray[np.bool_]
+) -> None:
+    """What was sampled, one token for each of ``rows.sampled_seqs``, or that its logits were not
+    finite."""
+    seqs = rows.sampled_seqs
+    result.status[seqs] = np.where(finite, SeqStatus.OK, SeqStatus.NON_FINITE)
+    result.num_tokens[seqs] = finite
+    result.tokens = tokens[finite].astype(np.int32)
+
+
 class PendingStep:
     """A step that was enqueued. ``done`` never waits; ``result`` does, and is called once."""
 
@@ -262,25 +273,13 @@ class ModelRunner:
         self, result: StepResult, slots: IntArray, rows: LogitRows, sampled: Sampled
     ) -> None:
         seqs, finite = rows.sampled_seqs, sampled.finite
-        self._add_tokens(result, rows, sampled.tokens.cpu().numpy(), finite)
+        add_tokens(result, rows, sampled.tokens.cpu().numpy(), finite)
         width = sampled.logprobs.width
         kept = np.repeat(finite, width)
         result.logprob_width[seqs] = np.where(finite, width, 0)
         result.logprob_ids = sampled.logprobs.ids[kept]
         result.logprob_values = sampled.logprobs.values[kept]
         result.generation_rows[seqs] = self._slots.generation_logits[slots[seqs]] & finite
-
-    @staticmethod
-    def _add_tokens(
-        result: StepResult,
-        rows: LogitRows,
-        tokens: npt.NDArray[Any],
-        finite: npt.NDArray[np.bool_],
-    ) -> None:
-        seqs = rows.sampled_seqs
-        result.status[seqs] = np.where(finite, SeqStatus.OK, SeqStatus.NON_FINITE)
-        result.num_tokens[seqs] = finite
-        result.tokens = tokens[finite].astype(np.int32)
 
     def _kept_logits(
         self, result: StepResult, rows: LogitRows, logits_of: LogitsOf

@@ -30,7 +30,14 @@ from slipstream.models.decoder import Decoder
 from slipstream.models.kv_groups import KvGroup
 from slipstream.sampling.processors import banned_tokens
 from slipstream.sampling.sampler import Logprobs, Sampled, sample
-from slipstream.worker.engine import IntArray, LogitRows, LogitsOf, ModelRunner, PendingStep
+from slipstream.worker.engine import (
+    IntArray,
+    LogitRows,
+    LogitsOf,
+    ModelRunner,
+    PendingStep,
+    add_tokens,
+)
 from slipstream.worker.frames import Int32Array, StepPlan, StepResult
 from slipstream.worker.graph_shapes import MIXED_TOKENS, Tiles, fitting, graph_sizes
 from slipstream.worker.slots import PlanError
@@ -188,7 +195,7 @@ class GraphRunner(ModelRunner):
         result.start_ns = start_ns
 
         def answer(tokens: Int32Array, finite: Int32Array) -> StepResult:
-            self._add_tokens(result, rows, tokens[picks], finite[picks] != 0)
+            add_tokens(result, rows, tokens[picks], finite[picks] != 0)
             return result
 
         return self._pending(answer)

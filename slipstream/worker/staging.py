@@ -96,18 +96,6 @@ class HostStep:
         for name, place, dtype, _ in shape.places():
             setattr(self, name, buffer[place].view(dtype))
 
-    def clear(self, padding_slot: int) -> None:
-        """Makes everything padding."""
-        self.token_ids[:] = 0
-        self.positions[:] = 0
-        self.token_slots[:] = padding_slot
-        self.decode_rows[:] = -1
-        self.tile_rows[:] = -1
-        self.sample_rows[:] = 0
-        self.sample_slots[:] = padding_slot
-        self.temperature[:] = 0.0
-        self.new_entries[:] = -1
-
 
 class DeviceStep:
     """The arrays of a shape on the device.

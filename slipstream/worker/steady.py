@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from slipstream.worker.engine import IntArray, LogitRows
+from slipstream.worker.engine import IntArray, LogitRows, add_tokens
 from slipstream.worker.frames import (
     Int32Array,
-    SeqStatus,
     StepPlan,
     StepResult,
     UInt32Array,
     pack_sequences,
 )
 from slipstream.worker.staging import StepShape
+
+_NO_TOKENS = np.empty(0, np.int32)
 
 
 class SteadyBatch:
@@ -42,8 +43,7 @@ class SteadyBatch:
         self._slot = plan.slot.copy()
         self._nothing = np.zeros(slots.size, np.uint32)
         self._each = np.ones(slots.size, np.uint32)
-        none = np.empty(0, np.int32)
-        self._packed = pack_sequences(self._answer(0, self._each, self._nothing, none))
+        self._packed = pack_sequences(self._answer(0, self._nothing, self._each))
 
     def goes_on_in(self, plan: StepPlan) -> bool:
         """Whether the plan is the next step of this batch and nothing else."""
@@ -55,16 +55,15 @@ class SteadyBatch:
         """To the step; times are the caller's to fill in. tokens, finite: ``[sequences]``, what the
         device has sampled, and 0 where the logits were not finite."""
         if np.count_nonzero(finite) == finite.size:
-            answer = self._answer(step_id, self._each, self._nothing, tokens.copy())
+            answer = self._answer(step_id, self._nothing, self._each)
+            answer.tokens = tokens.copy()
             answer.packed = self._packed
-            return answer
-        known = finite != 0
-        status = np.where(known, SeqStatus.OK, SeqStatus.NON_FINITE).astype(np.uint32)
-        return self._answer(step_id, known.astype(np.uint32), status, tokens[known])
+        else:
+            answer = self._answer(step_id, self._nothing.copy(), self._nothing.copy())
+            add_tokens(answer, self.rows, tokens, finite != 0)
+        return answer
 
-    def _answer(
-        self, step_id: int, num_tokens: UInt32Array, status: UInt32Array, tokens: Int32Array
-    ) -> StepResult:
+    def _answer(self, step_id: int, status: UInt32Array, num_tokens: UInt32Array) -> StepResult:
         nothing = self._nothing
         return StepResult(
             step_id=step_id,
@@ -76,7 +75,7 @@ class SteadyBatch:
             logprob_width=nothing,
             context_rows=nothing,
             generation_rows=nothing,
-            tokens=tokens,
+            tokens=_NO_TOKENS,
         )
 
 

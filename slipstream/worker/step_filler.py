@@ -28,37 +28,46 @@ class StepFiller:
 
     def clear(self, host: HostStep) -> None:
         """Makes everything padding."""
-        host.clear(self._padding)
+        host.token_ids[:] = 0
+        host.positions[:] = 0
+        host.token_slots[:] = self._padding
+        host.decode_rows[:] = -1
+        host.tile_rows[:] = -1
+        host.sample_rows[:] = 0
+        host.sample_slots[:] = self._padding
+        host.temperature[:] = 0.0
+        host.new_entries[:] = -1
 
     def decodes(self, host: HostStep, plan: StepPlan, slots: IntArray, rows: LogitRows) -> None:
         """One token of each slot; every row of the batch is a row that is sampled."""
-        host.clear(self._padding)
+        self.clear(host)
         count = slots.size
-        host.token_ids[:count] = plan.token_ids
-        host.positions[:count] = plan.first_position
         host.token_slots[:count] = slots
         host.decode_rows[:count] = np.arange(count)
         host.decode_slots[:count] = slots
-        known = plan.first_position.astype(np.int64) + 1
-        self._samples(host, rows.sampled_seqs, slots, known, rows.sampled_seqs)
-        self._new_blocks(host)
+        self._progress(host, plan, slots, rows, samples=True)
 
     def progress(self, host: HostStep, plan: StepPlan, batch: SteadyBatch) -> None:
         """What ``decodes`` fills otherwise than in an earlier step of the batch."""
-        count, seqs = batch.slots.size, batch.rows.sampled_seqs
+        host.new_entries[:] = -1
+        self._progress(host, plan, batch.slots, batch.rows, samples=batch.draws)
+
+    def _progress(
+        self, host: HostStep, plan: StepPlan, slots: IntArray, rows: LogitRows, *, samples: bool
+    ) -> None:
+        count, seqs = slots.size, rows.sampled_seqs
         host.token_ids[:count] = plan.token_ids
         host.positions[:count] = plan.first_position
-        if batch.draws:
+        if samples:
             known = plan.first_position.astype(np.int64) + 1
-            self._samples(host, seqs, batch.slots, known, seqs)
-        host.new_entries[:] = -1
+            self._samples(host, seqs, slots, known, seqs)
         self._new_blocks(host)
 
     def chunks(
         self, host: HostStep, plan: StepPlan, chunks: Chunks, tiles: Tiles, rows: LogitRows
     ) -> None:
         """Chunks and single tokens; the rows that are sampled come in the order of the plan."""
-        host.clear(self._padding)
+        self.clear(host)
         starts, sizes, slots, known = chunks
         seqs = rows.sampled_seqs
         decodes = np.flatnonzero(sizes == 1)
