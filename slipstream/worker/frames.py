@@ -273,10 +273,9 @@ def encode_result(result: StepResult) -> list[memoryview]:
 
 
 def pack_sequences(result: StepResult) -> bytes:
-    """The arrays with an entry per sequence, up to where the next one starts."""
+    """The arrays with an entry per sequence, as they follow the header."""
     arrays = [(getattr(result, name), dtype) for name, dtype in _SEQUENCE_ARRAYS]
-    packed = b"".join(pack_arrays(b"", arrays))
-    return packed + _PADS[aligned(len(packed)) - len(packed)]
+    return b"".join(pack_arrays(b"", arrays))
 
 
 def pack_arrays(
