@@ -140,11 +140,11 @@ void LlmService::StartReporting(const ModelConfig& config) {
   metrics_ = MetricsReporter::Create(name_, config.version, parameters_.stats_check_period_ms,
                                      LlmMetrics(), [this, on_gpu, weights = worker.weight_bytes] {
                                        MetricsView view;
+                                       view.wall_time_us = WallTimeUs();  // not after what it dates
                                        view.snapshot = executor_->Metrics();
                                        view.health = executor_->health();
                                        view.on_gpu = on_gpu;
                                        view.weight_bytes = weights;
-                                       view.wall_time_us = WallTimeUs();
                                        return view;
                                      });
   HealthWatch::Options options;

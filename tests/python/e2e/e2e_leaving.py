@@ -103,7 +103,7 @@ class Books:
     def __init__(self, server: Server, llm: str) -> None:
         self._server, self._llm = server, llm
         wait_for(lambda: self.now("slipstream_running") == 0, 10, "a test before this one ended")
-        self._before = server.metrics()
+        self._before = server.settled_metrics(llm)
 
     def now(self, name: str, **labels: str) -> float:
         return self._server.metrics().value(name, model=self._llm, **labels)
@@ -128,12 +128,13 @@ class Books:
         before = gauges(self._before, self._llm)
 
         def differences() -> dict[Any, tuple[float, float]]:
-            now = gauges(self._server.metrics(), self._llm)
+            now = gauges(self._server.settled_metrics(self._llm), self._llm)
             return {key: (before[key], now[key]) for key in now if before[key] != now[key]}
 
         deadline = time.monotonic() + AT_REST_WITHIN_S
         while left := differences():
             assert time.monotonic() < deadline, f"gauges before and now: {left}"
+        self._server.settled_metrics(self._llm)  # what only grows shows it, too
 
 
 @contextmanager

@@ -154,6 +154,24 @@ class Server:
         with urllib.request.urlopen(url, timeout=10) as response:
             return parse_metrics(response.read().decode())
 
+    def settled_metrics(self, llm: str) -> Metrics:
+        """The samples, of which none that an `llm` reports is older than this call.
+
+        They are refreshed one after the other, their time among them. The refresh of a time has
+        ended when another one is shown.
+        """
+        called = time.time() * 1e6
+        began = 0.0
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            metrics = self.metrics()
+            name = "nv_trt_llm_general_metrics"
+            shown = metrics.value(name, model=llm, general_type="timestamp")
+            if called <= began < shown:
+                return metrics
+            began = shown
+        raise AssertionError(f"the metrics of {llm} are not refreshed")
+
     def is_ready(self, model: str) -> bool:
         try:
             with urllib.request.urlopen(f"http://{self.http}/v2/models/{model}/ready", timeout=10):

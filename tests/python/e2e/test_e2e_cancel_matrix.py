@@ -31,6 +31,7 @@ from e2e_leaving import (
 from e2e_metrics import wait_for
 from e2e_recipes import LEFT
 from e2e_server import Server, ServerPool
+from e2e_timing import best_of_three, check_time
 
 SEEN_WITHIN_S = 0.1
 # By default only these; the others take minutes.
@@ -89,11 +90,13 @@ def tokens_of_it(books: Books, cell: Cell) -> int:
 
 
 @pytest.mark.parametrize("cell", cells(LEFT_BY_DEFAULT))
+@best_of_three
 def test_a_client_leaves(
     server: Server, cell: Cell, record_property: Callable[[str, object], None]
 ) -> None:
     books = Books(server, cell.llm)
     seen = cell.when_seen()
+    took = 0.0
     with bystanders(server, cell):
         wait_for_all(books, cell)
         left = call(cell.transport, server, cell.model, own_fields(cell))
@@ -101,7 +104,6 @@ def test_a_client_leaves(
         if seen == "at once":
             took = time_until_ended(server, cell.model, left.leave)
             record_property("seen_ms", round(took * 1000, 1))
-            assert took < SEEN_WITHIN_S
         else:
             left.leave()
         received = left.received
@@ -122,9 +124,11 @@ def test_a_client_leaves(
         assert tokens <= received + 3
     elif cell.stage in ("queued", "prefill"):
         assert tokens == 0
+    check_time(took, SEEN_WITHIN_S, "seeing it")
 
 
 @pytest.mark.parametrize("cell", cells(STOPPED_BY_DEFAULT))
+@best_of_three
 def test_a_request_is_stopped_by_its_id(
     server: Server, cell: Cell, record_property: Callable[[str, object], None]
 ) -> None:
@@ -137,7 +141,6 @@ def test_a_request_is_stopped_by_its_id(
         answer = stop(server, cell, "mine")
         took = running.wait(10) - start
         record_property("seen_ms", round(took * 1000, 1))
-        assert took < SEEN_WITHIN_S
         answer.wait(10)
         assert (running.error, answer.error) == ("", "")
         assert answer.received <= 1
@@ -145,3 +148,4 @@ def test_a_request_is_stopped_by_its_id(
     check_ends(books, cell)
     if cell.stage in ("queued", "prefill"):
         assert tokens_of_it(books, cell) == 0
+    check_time(took, SEEN_WITHIN_S, "stopping it")

@@ -120,8 +120,10 @@ def test_thousands_of_connections(
         with ThreadPoolExecutor(1) as pool:
             flooded = threading.Event()
             probing = pool.submit(refusal_seconds, server, flooded)
-            answers = [crowd.outcomes() for crowd in crowds]
-            flooded.set()
+            try:
+                answers = [crowd.outcomes() for crowd in crowds]
+            finally:  # or the pool waits for the probe
+                flooded.set()
             refusals = probing.result()
         after = held()
         served = [check_answers(outcomes, expected) for outcomes in answers]

@@ -32,6 +32,7 @@ def wait_for_computed(server: Server, positions: int, sampled: int) -> list[list
 
     wanted = [CHOSEN * positions] * (LAYERS - 1) + [CHOSEN * sampled]
     wait_for(lambda: [sum(row) for row in computed()] == wanted, 5, f"{positions} positions")
+    server.settled_metrics("llm")
     return computed()
 
 

@@ -146,14 +146,13 @@ def test_counters_of_a_known_schedule(scripted: Server) -> None:
     [refused] = ask(scripted.grpc, "counted", prompt([1], 5000))
     assert refused.error
     generated = sum(count for _, count, _ in schedule)
-    wait_for(
-        lambda: (
-            value(scripted.metrics(), "slipstream_requests_finished_total", reason="length") == 7
-        ),
-        5,
-        "the statistics are refreshed",
-    )
-    metrics = scripted.metrics()
+
+    def used() -> float:
+        metrics = scripted.settled_metrics("counted")
+        return value(metrics, "slipstream_kv_tokens", state="used")
+
+    wait_for(lambda: used() == 0, 5, "the last step has ended")
+    metrics = scripted.settled_metrics("counted")
     assert value(metrics, "slipstream_generated_tokens_total") == generated == 69
     assert value(metrics, "slipstream_requests_accepted_total") == 8
     assert value(metrics, "slipstream_requests_rejected_total") == 0
