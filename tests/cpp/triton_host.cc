@@ -300,9 +300,10 @@ TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request* reque
 }
 TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request* request, uint32_t) {
   const FaultPause pause;
-  ++request->client->released;
-  --g_requests;
+  const auto client = request->client;
   delete request;
+  --g_requests;
+  ++client->released;  // last: who waits for it counts what is left
   return nullptr;
 }
 TRITONSERVER_Error* TRITONBACKEND_InputProperties(TRITONBACKEND_Input* input, const char** name,
