@@ -160,17 +160,20 @@ class Server:
         They are refreshed one after the other, their time among them. The refresh of a time has
         ended when another one is shown.
         """
-        called = time.time() * 1e6
-        began = 0.0
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            metrics = self.metrics()
+
+        def shown() -> float:
             name = "nv_trt_llm_general_metrics"
-            shown = metrics.value(name, model=llm, general_type="timestamp")
-            if called <= began < shown:
-                return metrics
-            began = shown
-        raise AssertionError(f"the metrics of {llm} are not refreshed")
+            return self.metrics().value(name, model=llm, general_type="timestamp")
+
+        called = time.time() * 1e6
+        wait_for(lambda: shown() >= called, 10, f"the metrics of {llm} are refreshed")
+        began = shown()
+        wait_for(lambda: shown() != began, 10, f"the metrics of {llm} have been refreshed")
+        return self.metrics()
+
+    def settled(self, name: str, llm: str, **labels: str) -> float:
+        """One of those samples."""
+        return self.settled_metrics(llm).value(name, model=llm, **labels)
 
     def is_ready(self, model: str) -> bool:
         try:

@@ -255,7 +255,7 @@ def test_preempted_then_done(scripted: Server) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_stop_request(scripted: Server, model: str, streaming: bool) -> None:
     tokens = "slipstream_generated_tokens_total"
-    before = scripted.settled_metrics("paced").value(tokens, model="paced")
+    before = scripted.settled(tokens, "paced")
     with Stream(scripted.grpc) as stream, Stream(scripted.grpc) as control:
         stream.send(model, fields_of(model, 2000, streaming=streaming), "to be stopped")
         replies = []

@@ -93,11 +93,6 @@ def value(server: Server, name: str, model: str = "llm", **labels: str) -> float
     return server.metrics().value(name, model=model, **labels)
 
 
-def settled(server: Server, name: str) -> float:
-    """As it is now, or was after this call."""
-    return server.settled_metrics("llm").value(name, model="llm")
-
-
 def is_at_rest(server: Server, model: str = "llm") -> bool:
     metrics = server.metrics()
 
@@ -153,7 +148,7 @@ def survive(
 
     The worker is restarted as often as there are reasons, which the server's log gives.
     """
-    before = settled(server, RESTARTS)
+    before = server.settled(RESTARTS, "llm")
     interrupted: list[Follower] = []
 
     def disturb(followers: list[Follower]) -> None:
@@ -166,7 +161,7 @@ def survive(
     note_pauses(name, interrupted)
     assert_equal(followers, normal.followers)
     wait_for(lambda: value(server, RESTARTS) == before + len(reasons), 5, "restarts are counted")
-    assert settled(server, "slipstream_ready") == 1
+    assert server.settled("slipstream_ready", "llm") == 1
     assert len(server.workers()) == 1
     told = [line for line in server.process.tail(1000) if "model llm: the worker failed: " in line]
     for line, reason in zip(told[-len(reasons) :], reasons, strict=True):
@@ -232,19 +227,19 @@ def test_killed_and_killed_again_while_it_loads(
 
 
 def test_killed_while_idle(faulty: Server, normal: Undisturbed) -> None:
-    before = settled(faulty, RESTARTS)
+    before = faulty.settled(RESTARTS, "llm")
     faulty.workers()[0].kill()
     wait_for(lambda: value(faulty, RESTARTS) == before + 1, 5, "the death is seen")
     wait_for(lambda: value(faulty, "slipstream_ready") == 1, 30, "nobody has to ask for it")
     assert_equal(follow(faulty, normal.jobs[:8]), normal.followers[:8])
-    assert settled(faulty, RESTARTS) == before + 1
+    assert faulty.settled(RESTARTS, "llm") == before + 1
 
 
 def test_a_request_that_kills_every_worker_is_ended_and_no_other(
     faulty: Server, faults: Faults, normal: Undisturbed
 ) -> None:
     """It comes last, is among the 24 that run when 23 older ones do, and kills at its prompt."""
-    before = settled(faulty, RESTARTS)
+    before = faulty.settled(RESTARTS, "llm")
     faults.poison(POISON)
     jobs = normal.jobs[:23]
     deadly: list[Follower] = []
@@ -260,7 +255,7 @@ def test_a_request_that_kills_every_worker_is_ended_and_no_other(
     assert KILLED in reply.error
     note_pauses("a request that kills", followers)
     assert_equal(followers, normal.followers[:23])
-    assert settled(faulty, RESTARTS) == before + 4, "max_restarts is 3"
+    assert faulty.settled(RESTARTS, "llm") == before + 4, "max_restarts is 3"
     wait_for(lambda: value(faulty, "slipstream_ready") == 1, 30, "the model serves on")
     faults.poison(None)
     fields = prompt([POISON, 5, 6], 4, streaming=True)
@@ -269,7 +264,7 @@ def test_a_request_that_kills_every_worker_is_ended_and_no_other(
 
 def test_no_number_of_requests_that_kill_ends_the_model(faulty: Server, faults: Faults) -> None:
     """Two together while nobody else asks, then one that tries again."""
-    before = settled(faulty, RESTARTS)
+    before = faulty.settled(RESTARTS, "llm")
     faults.poison(POISON)
     fields = prompt([POISON, 5, 6], 30, streaming=True)
     # Two deaths in both, then two of each alone; one more if only the first was there at the first.

@@ -146,12 +146,11 @@ def test_counters_of_a_known_schedule(scripted: Server) -> None:
     [refused] = ask(scripted.grpc, "counted", prompt([1], 5000))
     assert refused.error
     generated = sum(count for _, count, _ in schedule)
-
-    def used() -> float:
-        metrics = scripted.settled_metrics("counted")
-        return value(metrics, "slipstream_kv_tokens", state="used")
-
-    wait_for(lambda: used() == 0, 5, "the last step has ended")
+    wait_for(
+        lambda: scripted.settled("slipstream_kv_tokens", "counted", state="used") == 0,
+        5,
+        "the last step has ended",
+    )
     metrics = scripted.settled_metrics("counted")
     assert value(metrics, "slipstream_generated_tokens_total") == generated == 69
     assert value(metrics, "slipstream_requests_accepted_total") == 8

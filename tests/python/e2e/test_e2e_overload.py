@@ -45,11 +45,6 @@ def gauge(server: Server, name: str, model: str, **labels: str) -> float:
     return server.metrics().value(name, model=model, **labels)
 
 
-def settled(server: Server, name: str, llm: str, **labels: str) -> float:
-    """As it is now, or was after this call."""
-    return server.settled_metrics(llm).value(name, model=llm, **labels)
-
-
 def is_at_rest(server: Server, model: str) -> bool:
     """No slot, no place in the queue and no block is held."""
     metrics = server.metrics()
@@ -96,7 +91,7 @@ def fields_of(model: str, count: int, long: bool = False, **more: Any) -> dict[s
 def test_the_queue_is_bounded_in_tokens(overloaded: Server, model: str) -> None:
     """What does not fit is refused at once, by every protocol, with the numbers."""
     rejected = "slipstream_requests_rejected_total"
-    before = settled(overloaded, rejected, "bounded")
+    before = overloaded.settled(rejected, "bounded")
     size = len(TEXT_IDS)
     num = 40 // size
     full = (
@@ -124,7 +119,7 @@ def test_the_queue_is_bounded_in_tokens(overloaded: Server, model: str) -> None:
         for stream in waiting:
             assert [reply.error for reply in stream.until_final()] == [""]
     wait_at_rest(overloaded, "bounded")
-    assert settled(overloaded, rejected, "bounded") == before + 2
+    assert overloaded.settled(rejected, "bounded") == before + 2
 
 
 def ask_with_deadline(server: Server, model: str, how: str, fields: dict[str, Any]) -> str:
@@ -169,7 +164,7 @@ def lateness(server: Server, model: str, how: str, place: str) -> tuple[float, f
     with ExitStack() as stack:
         if place == "queue":
             stack.enter_context(occupied(server, "single"))
-        before = settled(server, tokens, "single")
+        before = server.settled(tokens, "single")
         start = time.monotonic()
         fields = fields_of(model, 3000, long=place == "prefill")
         error = ask_with_deadline(server, model, how, fields)
@@ -180,7 +175,7 @@ def lateness(server: Server, model: str, how: str, place: str) -> tuple[float, f
             freed = time.monotonic() - start - DEADLINE_S
         else:
             freed = time_at_rest(server, "single") - start - DEADLINE_S
-            generated = settled(server, tokens, "single") - before
+            generated = server.settled(tokens, "single") - before
             assert (generated > 0) == (place == "decode")
     wait_at_rest(server, "single")
     return late, freed
